@@ -1,0 +1,207 @@
+"""From `conf/` and a command line to the dataclasses of `schema.py`; the only module that knows Hydra.
+
+    @program("train", TrainConfig)
+    def train(cfg: TrainConfig) -> None: ...
+
+`program` checks the whole command line first, every cell of a `-m` sweep included, and ends with one line and exit
+status 2 where a setting is wrong; then it hands over to Hydra.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from pspo.config.schema import SftConfig, TrainConfig
+from pspo.errors import ConfigError, PspoError
+
+C = TypeVar("C")
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
+
+# What does not change a run's numbers, and so is not part of its identity.
+NOT_IN_RUN_ID = ("run_dir", "runs", "models", "tracking")
+
+
+def compose(name: str, schema: type[C], overrides: Sequence[str] = ()) -> C:
+    """The config `conf/<name>.yaml` with command-line style overrides, checked.
+
+    Raises ConfigError with one line naming setting, value and what is allowed.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(config_dir=str(_root(name)), version_base="1.3"):
+            return checked(hydra.compose(name, overrides=list(overrides)), schema)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise _readable(error, overrides) from error
+
+
+def checked(cfg: DictConfig, schema: type[C]) -> C:
+    """A composed config as an instance of `schema`; raises ConfigError for the first thing that is wrong."""
+    values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    try:
+        return TypeAdapter(schema).validate_python(values)
+    except ValidationError as error:
+        raise _first(error, values) from error
+
+
+def to_yaml(cfg: Any) -> str:
+    """A config dataclass as YAML; `checked` of it gives the same config back."""
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(cfg))))
+
+
+def load_yaml(path: str | Path, schema: type[C]) -> C:
+    """A config written by `to_yaml`; raises ConfigError if it does not fit the schema, OSError if it is not there."""
+    cfg = OmegaConf.load(path)
+    if not isinstance(cfg, DictConfig):
+        raise ConfigError(str(path), type(cfg).__name__, "must be a mapping")
+    return checked(cfg, schema)
+
+
+def config_hash(cfg: Any, leave_out: Sequence[str] = ()) -> str:
+    """Ten hex digits of what a config dataclass says, without the named fields."""
+    values = {key: value for key, value in _plain(asdict(cfg)).items() if key not in leave_out}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def run_dir_of(cfg: TrainConfig) -> Path:
+    """Where a training run lives: `run_dir`, or a readable name with the hash of all that determines its result."""
+    if cfg.run_dir is not None:
+        return Path(cfg.run_dir)
+    return (
+        Path(cfg.runs) / f"{cfg.surrogate.name}-{cfg.regime or 'custom'}-s{cfg.seed}-{config_hash(cfg, NOT_IN_RUN_ID)}"
+    )
+
+
+def warm_start_dir(cfg: TrainConfig | SftConfig) -> Path:
+    """Where the warm start of a model made here lives: its name and a hash of all that determines its weights."""
+    data = {key: value for key, value in asdict(cfg.data).items() if key not in ("train", "validation", "test")}
+    made_of = _plain([asdict(cfg.model)["arch"], asdict(cfg.sft), data, asdict(cfg.prompt)])
+    return Path(cfg.models) / f"{cfg.model.name}-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:10]}"
+
+
+def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Callable[[], None]]:
+    """Turns `run(cfg)` into a program with Hydra's command line over `conf/<name>.yaml`."""
+
+    def decorate(run: Callable[[C], None]) -> Callable[[], None]:
+        def task(cfg: DictConfig) -> None:
+            with one_line_errors():
+                run(checked(cfg, schema))
+
+        @functools.wraps(run)
+        def entry() -> None:
+            with one_line_errors():
+                for overrides in cells(sys.argv[1:]):
+                    compose(name, schema, overrides)
+            GlobalHydra.instance().clear()
+            hydra.main(config_path=str(_root(name)), config_name=name, version_base="1.3")(task)()
+
+        return entry
+
+    return decorate
+
+
+class one_line_errors:
+    """Ends the program on a PspoError with its message on one line: status 2 for a wrong setting, 1 otherwise."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, PspoError) and not os.environ.get("HYDRA_FULL_ERROR"):
+            what = "wrong setting: " if isinstance(error, ConfigError) else ""
+            print(f"pspo: {what}{error}", file=sys.stderr)
+            sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def cells(argv: Sequence[str]) -> list[list[str]]:
+    """The override lists that a command line stands for: one, or with `-m` the product of its sweeps."""
+    flags = [arg for arg in argv if arg.startswith("-") and arg not in ("-m", "--multirun")]
+    texts = [arg for arg in argv if not arg.startswith("-") and ("=" in arg or not flags)]  # a flag may have a value
+    try:
+        parsed = OverridesParser.create().parse_overrides(texts)
+    except HydraException as error:
+        raise _readable(error, texts) from error
+    if not {"-m", "--multirun"} & set(argv):
+        return [texts]
+    choices = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override()
+        else [str(override.input_line)]
+        for override in parsed
+    ]
+    return [list(cell) for cell in itertools.product(*choices)]
+
+
+def _root(name: str) -> Path:
+    """The folder Hydra searches: `conf/`, or `conf/<name>/` for a program with settings that are groups of `conf/`."""
+    return CONF / name if (CONF / name / f"{name}.yaml").is_file() else CONF
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _first(error: ValidationError, values: Any) -> ConfigError:
+    """pydantic's first complaint in our words."""
+    found = error.errors()[0]
+    # A discriminated union adds its tag to the path ("surrogate", "pspo", "alpha"); a user knows surrogate.alpha.
+    place: list[str] = []
+    here: Any = values
+    for part in found["loc"]:
+        if isinstance(here, dict) and part not in here and part in (here.get("name"), here.get("kind")):
+            continue
+        if isinstance(here, dict):
+            here = here.get(part)
+        place.append(str(part))
+    setting = ".".join(place)
+    if found["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return ConfigError(setting, found["input"], "there is no such setting")
+    if found["type"] == "missing":
+        return ConfigError(setting, "???", "has no value")
+    message = found["msg"]
+    return ConfigError(setting, found["input"], message[0].lower() + message[1:])
+
+
+def _readable(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Hydra's and OmegaConf's complaints, which take several lines, as one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines)
+    missing = re.search(r"Key '([^']+)' is not in struct.*?full_key: (\S+)", text)
+    if missing is None and error.__cause__ is not None:
+        missing = re.search(r"Key '([^']+)' is not in struct.*?full_key: (\S+)", " ".join(str(error.__cause__).split()))
+    if missing:
+        setting, value = missing.group(2), ""
+        for override in overrides:  # Hydra names the first unknown part; show the whole setting as it was typed
+            key, _, given = override.partition("=")
+            if key == setting or key.startswith(setting + "."):
+                setting, value = key, given
+        chosen = [o for o in overrides if o.partition("=")[0] == setting.partition(".")[0]]
+        beside = f" under {chosen[0]}" if chosen and "." in setting else ""
+        return ConfigError(setting, value, f"there is no such setting{beside}")
+    unknown = re.search(r"Could not find '([^/']+)/([^']*)'", text)
+    if unknown:
+        allowed = sorted(path.stem for path in (CONF / unknown.group(1)).glob("*.yaml"))
+        return ConfigError(
+            unknown.group(1), unknown.group(2), f"must be one of {', '.join(allowed) or '(no such group)'}"
+        )
+    return ConfigError("command line", " ".join(overrides) or "(none)", text)

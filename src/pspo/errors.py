@@ -1,0 +1,21 @@
+"""Errors a user can act on: a program prints one as one line, without a traceback; exit status not 0."""
+
+
+class PspoError(Exception):
+    """Something the user can mend; the message says what and how."""
+
+
+class ConfigError(PspoError):
+    """A setting that cannot be: names the setting, the value it was given, and what is allowed."""
+
+    def __init__(self, setting: str, value: object, allowed: str) -> None:
+        super().__init__(f"{setting}={value}: {allowed}")
+        self.setting, self.value, self.allowed = setting, value, allowed
+
+
+class NonFiniteError(PspoError):
+    """A loss or gradient that is not a number; raised before the optimiser moves."""
+
+
+class MismatchError(PspoError):
+    """The sampler and the learner do not agree on the policy's log-probs, so ratios would not start at 1."""

@@ -1,0 +1,207 @@
+"""Exact numbers out of short texts, without evaluating anything. Imports the standard library only.
+
+Two readings share one grammar of a number (sign, currency, thousands separators, decimals, powers of ten, fractions and
+mixed numbers, in plain text or LaTeX):
+
+    leading_number(text)   the number a line starts with, as in "**$1,234.50** per week."; for `####` lines
+    exact_number(text)     the number the whole text is, as in r"\\frac{3}{4}\\text{ cm}"; for boxes and golds
+
+Everything is capped in length and in exponent, so hostile text costs microseconds: "9**9**9**9" is not a number here.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+MAX_CHARS = 200  # a longer line is cut here
+MAX_DIGITS = 100  # a longer number is not read
+MAX_EXPONENT = 100  # in 1e100 and 10^{100}
+CANDIDATES = 50  # the lenient reading tries no more than this many, from the end
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as written: its exact value (percent sign ignored), its digits, and whether a percent sign follows."""
+
+    value: Fraction
+    text: str
+    percent: bool = False
+
+
+# Characters that a person reads as an ASCII one. No NFKC: it would turn "10²" into 102 and "2½" into 21/2.
+_ASCII = {ord(c): a for chars, a in [
+    ("\u2212\u2010\u2011\u2012\u2013\u2014\ufe63\uff0d", "-"),
+    ("\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " "),
+    ("\u2044\u2215\uff0f", "/"), ("\uff0c", ","), ("\uff0e", "."), ("\uff05", "%"), ("\uff04", "$"), ("\uff0b", "+"),
+    ("\uff1a", ":"), ("\uff1d", "="),
+    ("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),
+] for c in chars} | {0xFF10 + d: str(d) for d in range(10)}  # fmt: skip
+
+_LATEX = [(re.compile(pattern), replacement) for pattern, replacement in [
+    (r"\{,\}", ","),  # 1{,}000
+    (r"\\!", ""),  # 1,\!000
+    (r"(?<!\\)\\[,;: ]|~|\\q?quad\b", " "),
+    (r"\\([$%#&_])", r"\1"),
+    (r"\\left\b|\\right\b|\\[()\[\]]", ""),
+    (r"\\[dtc]frac", r"\\frac"),
+    (r"\\times\b|\\cdot\b", "\u00d7"),
+    (r"\\frac\s*\{\s*([-+]?)\s*([\d.,]+)\s*\}\s*\{\s*([\d.,]+)\s*\}", r" \1\2/\3"),
+    (r"\\frac\s*(\d)\s*(?:(\d)|\{\s*(\d+)\s*\})", r" \1/\2\3"),  # \frac12, \frac1{2}
+    (r"\\frac\s*\{\s*([-+]?)\s*(\d+)\s*\}\s*(\d)", r" \1\2/\3"),  # \frac{12}5
+]]  # fmt: skip
+
+_WRAPPED = re.compile(r"\\(?:boxed|text|textbf|textit|textrm|mathbf|mathrm|mbox|bf|rm)\s*\{([^{}]*)\}")
+_UNIT_WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox)\s*\{([^{}\d]*)\}(?:\s*\^\s*\{?\s*[23]\s*\}?)?")
+_APPROXIMATELY = re.compile(r"^\s*\\approx(?![A-Za-z])")
+_DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree|°)\s*")
+
+_TIMES = r"[x\u00d7*]"
+_INT = r"(?:\d{1,3}(?:[ ]\d{3})+(?!\d)|\d+(?:,\d{3})+(?!\d)|\d+)"
+_NUMBER = re.compile(
+    rf"""(?P<sign>[-+]?)\s*(?:[$€£¥₹]\s*)?(?P<inner_sign>[-+]?)\s*
+    (?: (?P<whole>{_INT})\ +(?P<numerator>\d+)\s*/\s*(?P<denominator>\d+)
+      | (?P<decimal>{_INT}(?:\.\d+)?|\.\d+)
+        (?:[eE](?P<exp>[-+]?\d+)|\s*{_TIMES}\s*10\s*\^\s*\{{?\s*(?P<power>[-+]?\d+)\s*\}}?)?
+        (?:\s*/\s*(?P<divisor>{_INT}(?:\.\d+)?))? )""",
+    re.VERBOSE,
+)
+_PERCENT = re.compile(r"\s*(?:%|percent\b)", re.IGNORECASE)
+_MAGNITUDE = re.compile(r"\s*(hundred|thousand|million|billion|trillion)\b", re.IGNORECASE)
+_MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+
+_MARKUP = "*_`~ \t"
+_LABEL = re.compile(r"(?:[A-Za-z][A-Za-z '\u2019()]{0,80}?(?::|=|\bis\b|\bare\b))?[*_`~ \t]*[=\u2248]?[*_`~ \t]*")
+# What makes the number before it something else: more of an expression, a clock time, a second part, another answer.
+_CONTINUES = re.compile(
+    r"""\s*(?: [,;:.]\ ?[-+$]?\d | [-+*/\u00d7\u00f7\u00b7=^<>|&_]+\s*[-+$({\\.]*\s*\d | x\s*\d
+      | [A-Za-z]+\.?,?\s+(?:and\s+)?[$]?\d )
+    | .*\b(?:or|wait|actually|rather|not|no)\b.*\d""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def to_ascii(text: str) -> str:
+    """Typographic digits, dashes and spaces as their ASCII counterparts; zero-width characters removed."""
+    return text.translate(_ASCII)
+
+
+def _plain(text: str) -> str:
+    """LaTeX spelling of a number as plain text: \\$1{,}000 -> $1,000, \\dfrac{1}{2} -> 1/2."""
+    text = to_ascii(text)
+    if "\\" in text or "{" in text or "~" in text:
+        for pattern, replacement in _LATEX:
+            text = pattern.sub(replacement, text)
+    return text.strip()
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    if len(match.group()) > MAX_DIGITS or (match["sign"] and match["inner_sign"]):
+        return None
+
+    def digits(name: str) -> Fraction:
+        return Fraction(match[name].replace(",", "").replace(" ", ""))
+
+    if match["whole"] is not None:
+        divisor = digits("denominator")
+        if not divisor:
+            return None
+        value = digits("whole") + digits("numerator") / divisor
+    else:
+        exponent = int(match["exp"] or match["power"] or 0)
+        divisor = digits("divisor") if match["divisor"] else Fraction(1)
+        if abs(exponent) > MAX_EXPONENT or not divisor:
+            return None
+        value = digits("decimal") * Fraction(10) ** exponent / divisor
+    return -value if "-" in (match["sign"], match["inner_sign"]) else value
+
+
+def _spelling(match: re.Match[str], value: Fraction) -> str:
+    """The number without currency and separators, as one would compare it by eye: "1234.50", "-3/4", "2 1/2"."""
+    sign = "-" if value < 0 else ""
+    if match["whole"] is not None:
+        return f"{sign}{match['whole']} {match['numerator']}/{match['denominator']}"
+    unsigned = match.group().lstrip("-+$€£¥₹ \t")
+    return sign + re.sub(r"[,\s]", "", unsigned)
+
+
+@functools.lru_cache(maxsize=4096)  # a group of completions shares its gold, and often its answer
+def leading_number(line: str) -> Number | None:
+    """The number that `line` states: optional label, markup or currency, the number, then a unit or punctuation.
+
+    None if there is none, or if what follows makes it something else: "5 + 3", "10-12", "4:30", "5 or 6", "41=42".
+    """
+    text = _plain(line[:MAX_CHARS])
+    for _ in range(2):  # \boxed{\text{42}}
+        text = _WRAPPED.sub(r" \1 ", text)
+    text = text.strip().lstrip(_MARKUP)
+    if text.startswith("$") and text.rstrip(" .").endswith("$"):  # $42$ in math mode, not dollars
+        text = text.rstrip(" .")[1:-1].strip()
+    if text.startswith("(") and text.endswith(")"):
+        text = text[1:-1].strip()
+    label = _LABEL.match(text)
+    match = _NUMBER.match(text, label.end() if label else 0)
+    value = _value(match) if match else None
+    if match is None or value is None:
+        return None
+    spelling, rest = _spelling(match, value), text[match.end() :]
+    if magnitude := _MAGNITUDE.match(rest):
+        factor = _MAGNITUDES[magnitude[1].lower()]
+        value, spelling, rest = value * factor, str(value * factor), rest[magnitude.end() :]
+    percent = _PERCENT.match(rest)
+    rest = rest[percent.end() if percent else 0 :].lstrip("$")
+    if _CONTINUES.match(rest) or re.match(r"\d|\(\s*[-\d]", rest):
+        return None
+    return Number(value, spelling, percent is not None)
+
+
+@functools.lru_cache(maxsize=4096)
+def exact_number(text: str) -> Number | None:
+    r"""The number that the whole of `text` is, or None. A `\text{...}` unit, a degree or percent sign may follow it.
+
+    Bare letters do not count as a unit, because "5 x" is an expression.
+    """
+    if len(text) > MAX_CHARS:
+        return None
+    text = _DEGREE.sub(" ", to_ascii(text)).strip()
+    unit = _UNIT_WRAPPED.search(text)
+    if (
+        unit
+        and unit.start()
+        and not text[unit.end() :].strip(" .")
+        and not re.search(r"\b(?:or|and|to|hundred|[mbtr]+illion|thousand|[ap]\.?m)\b|[,:;]", unit[1])
+    ):
+        text = text[: unit.start()]
+    text = _APPROXIMATELY.sub("", _WRAPPED.sub(r"\1", text))
+    text = _plain(text).rstrip(". ")
+    if text.startswith("$") and text.endswith("$"):
+        text = text[1:-1]
+    text = text.strip()
+    match = _NUMBER.match(text)
+    value = _value(match) if match else None
+    if match is None or value is None:
+        return None
+    rest = text[match.end() :]
+    percent = _PERCENT.match(rest)
+    if rest[percent.end() if percent else 0 :].strip(" $"):
+        return None
+    return Number(value, _spelling(match, value), percent is not None)
+
+
+_ANY_NUMBER = re.compile(r"(?<![\w.])[-+]?[$€£]?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
+_ANSWER_IS = re.compile(r"answer(?:\s+is)?\s*[:=]?", re.IGNORECASE)
+
+
+def lenient_number(text: str, tail: int = 20_000) -> Number | None:
+    """What a person would guess is meant: the number after the last "the answer is", else the last number at all.
+
+    Only the last `tail` characters are looked at.
+    """
+    text = text[-tail:]
+    for phrase in reversed(list(_ANSWER_IS.finditer(text))[-CANDIDATES:]):
+        if number := leading_number(text[phrase.end() :].lstrip(" :=\n").split("\n", 1)[0]):
+            return number
+    for match in reversed(list(_ANY_NUMBER.finditer(to_ascii(text)))[-CANDIDATES:]):
+        if number := leading_number(match.group()):
+            return number
+    return None

@@ -1,0 +1,119 @@
+"""The registry of metrics: every name a run may log, its unit and what it means. docs/metrics.md is made from it.
+
+    python -m pspo.metrics > docs/metrics.md
+
+Imports: standard library only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    name: str
+    unit: str
+    meaning: str
+
+
+SECTIONS: dict[str, list[Metric]] = {
+    "Rollout": [
+        Metric("reward/mean", "", "Mean reward of the step's completions."),
+        Metric(
+            "accuracy/train", "share", "Completions of the step graded correct, sampled at the rollout temperature."
+        ),
+        Metric("reward/no_signal_share", "share", "Groups whose rewards are all equal; they cannot move the policy."),
+        Metric("grade/no_answer_share", "share", "Completions in which no answer was found."),
+        Metric(
+            "grade/error_share",
+            "share",
+            "Completions whose grading ended in a time-out, an unreadable gold or an error; "
+            "none of these is a wrong answer.",
+        ),
+        Metric("length/mean", "tokens", "Mean length of the completions, EOS included."),
+        Metric("length/max", "tokens", "Longest completion."),
+        Metric("length/truncated_share", "share", "Completions cut at rollout.max_new_tokens: no EOS, reward 0."),
+    ],
+    "Policy update": [
+        Metric(
+            "ratio/abs_dev_mean",
+            "",
+            "Mean |r - 1| over the completion tokens of all updates of the step; r = pi / pi_old.",
+        ),
+        Metric("ratio/max", "", "Largest ratio of any token in the step."),
+        Metric("ratio/clamped_share", "share", "Tokens whose log-ratio was clamped before exp (|log r| > 20)."),
+        Metric(
+            "slope/zero_share",
+            "share",
+            "Tokens with an advantage whose surrogate has no slope at all: clip's bound is "
+            "passed, or the ratio clamped.",
+        ),
+        Metric(
+            "slope/small_share",
+            "share",
+            "Tokens with an advantage whose surrogate passes on less than a tenth of it; "
+            "counts clip's zero and sigmoid's tails alike.",
+        ),
+        Metric("kl/k1", "nats", "Mean of -log r: unbiased estimate of KL(pi_old || pi), may be negative."),
+        Metric("kl/k3", "nats", "Mean of r - 1 - log r: the same quantity, never negative."),
+        Metric(
+            "policy/entropy", "nats", "Mean entropy of the policy at completion tokens, at the rollout temperature."
+        ),
+        Metric("optim/loss", "", "Mean over the step's updates of minus the surrogate's weighted sum."),
+        Metric("optim/grad_norm", "", "Mean over the step's updates of the gradient's norm before clipping."),
+        Metric("optim/lr", "", "Learning rate of the step's last update."),
+        Metric("optim/updates", "updates", "Optimiser updates of the step."),
+    ],
+    "Sampler against learner": [
+        Metric(
+            "gap/abs_dev_mean",
+            "",
+            "Mean |r - 1| between learner and sampler with equal weights: how far ratios are from "
+            "1 before anything was learned from the batch.",
+        ),
+        Metric(
+            "gap/log_prob_max", "nats", "Largest difference in log-prob of any sampled token, learner against sampler."
+        ),
+    ],
+    "Evaluation": [
+        Metric(
+            "eval/validation_accuracy", "share", "T=0 accuracy on the validation part; logged at evaluation steps only."
+        ),
+        Metric("eval/validation_truncated_share", "share", "Validation completions cut at the token limit."),
+    ],
+    "Time and speed": [
+        Metric("time/step_s", "s", "The whole step, evaluation and checkpoints not counted."),
+        Metric("time/rollout_s", "s", "Sampling the step's completions."),
+        Metric("time/grade_s", "s", "Grading them, and everything else that is bookkeeping of the rollout."),
+        Metric("time/learn_s", "s", "Old log-probs and all updates."),
+        Metric("time/sync_s", "s", "Loading the new weights into the sampler."),
+        Metric("time/eval_s", "s", "Evaluation on the validation part, at evaluation steps."),
+        Metric("speed/rollout_tokens_per_s", "tokens/s", "Completion tokens sampled per second of time/rollout_s."),
+        Metric(
+            "speed/learn_tokens_per_s",
+            "tokens/s",
+            "Prompt and completion tokens gone through per second of time/learn_s, each pass counted.",
+        ),
+    ],
+}
+
+REGISTRY: dict[str, Metric] = {metric.name: metric for section in SECTIONS.values() for metric in section}
+
+
+def page() -> str:
+    """docs/metrics.md."""
+    lines = [
+        "# Metrics",
+        "",
+        "Made by `make docs` from `src/pspo/metrics.py`; edit there. One JSON object a step in",
+        "`<run_dir>/metrics.jsonl`, key `step` counting from 1; the object of step 0 holds the evaluation before",
+        "training. W&B shows the same names.",
+    ]
+    for title, metrics in SECTIONS.items():
+        lines += ["", f"## {title}", "", "| name | unit | meaning |", "| --- | --- | --- |"]
+        lines += [f"| `{m.name}` | {m.unit or '-'} | {m.meaning.replace('|', chr(92) + '|')} |" for m in metrics]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,66 @@
+"""Shared by all tests: a small model and tokenizer of the real kinds, and samples to learn from."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture
+def make_samples():
+    """A function that makes ragged samples of random tokens, the same for the same seed."""
+    from pspo.types import Sample
+
+    def make(count: int, vocab: int, seed: int = 0, longest: int = 12) -> list[Sample]:
+        rng = random.Random(seed)
+
+        def ids(least: int) -> tuple[int, ...]:
+            return tuple(rng.randrange(vocab) for _ in range(rng.randint(least, longest)))
+
+        def sample() -> Sample:
+            completion = ids(1)
+            log_probs = tuple(-rng.random() for _ in completion)
+            return Sample(ids(2), completion, log_probs, advantage=rng.choice([-1.5, -0.5, 0.5, 2.0]))
+
+        return [sample() for _ in range(count)]
+
+    return make
+
+
+@pytest.fixture
+def make_model():
+    """A function that makes a small Qwen2 policy with weights from a seed, in fp64 unless told otherwise."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    def make(seed: int = 0, dtype: torch.dtype = torch.float64, vocab: int = 31, tie: bool = True) -> Qwen2ForCausalLM:
+        config = Qwen2Config(
+            vocab_size=vocab,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            intermediate_size=32,
+            max_position_embeddings=64,
+            tie_word_embeddings=tie,
+            attn_implementation="eager",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Qwen2ForCausalLM(config).to(dtype)
+
+    return make
