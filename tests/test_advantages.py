@@ -28,7 +28,11 @@ def test_groups_do_not_mix():
 
 
 def test_has_signal():
-    assert has_signal(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])).tolist() == [True, False, False]
+    assert has_signal(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])).tolist() == [
+        True,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("rewards", [torch.zeros(4), torch.zeros(4, 1)])

@@ -25,9 +25,14 @@ def plain(hidden, weight, targets, temperature, bias):
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, None])
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
-@pytest.mark.parametrize("dtype, value_bound, grad_bound", [
-    (torch.float64, 1e-13, 1e-13), (torch.float32, 2e-6, 5e-6), (torch.bfloat16, 0.1, 0.1),
-])
+@pytest.mark.parametrize(
+    "dtype, value_bound, grad_bound",
+    [
+        (torch.float64, 1e-13, 1e-13),
+        (torch.float32, 2e-6, 5e-6),
+        (torch.bfloat16, 0.1, 0.1),
+    ],
+)
 def test_equals_the_plain_log_softmax(chunk, temperature, dtype, value_bound, grad_bound):
     hidden, weight, targets, bias = inputs(dtype)
     reference = [x.detach().double().requires_grad_() for x in (hidden, weight, bias)]

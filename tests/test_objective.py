@@ -58,5 +58,7 @@ def test_small_slope_sees_the_tails_of_the_sigmoid():
 
 
 def test_stats_add_up_but_maxima_do_not():
-    total = UpdateStats.total([UpdateStats(tokens=2, max_ratio=3.0, k1=1.0), UpdateStats(tokens=3, max_ratio=2.0, k1=-0.5)])
+    total = UpdateStats.total(
+        [UpdateStats(tokens=2, max_ratio=3.0, k1=1.0), UpdateStats(tokens=3, max_ratio=2.0, k1=-0.5)]
+    )
     assert (total.tokens, total.max_ratio, total.k1) == (5, 3.0, 0.5)

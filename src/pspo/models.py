@@ -93,7 +93,9 @@ def local_checkpoint(path: str | Path, revision: str | None = None) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(str(path), revision=revision, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"])
+        return snapshot_download(
+            str(path), revision=revision, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"]
+        )
     except (OSError, ValueError) as error:
         raise PspoError(f"{path}: neither a checkpoint directory nor found on the hub: {first_line(error)}") from error
 
@@ -112,8 +114,8 @@ def read_weights(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> Path:
     """Writes a checkpoint that `AutoModelForCausalLM` and `AutoTokenizer` load: weights as safetensors, and tokenizer.
 
-    Complete or absent: everything is written beside `directory`, flushed to the disk, and then renamed. A directory that
-    is already there is replaced.
+    Complete or absent: everything is written beside `directory`, flushed to the disk, and then renamed. A directory
+    that is already there is replaced.
     """
     target = Path(directory)
     fresh = target.with_name(f".{target.name}.writing-{os.getpid()}")

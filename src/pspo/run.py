@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from pspo.advantages import has_signal
-from pspo.checkpoint import local_checkpoint, read_weights
 from pspo.config import TrainConfig, load_yaml, run_dir_of, warm_start_dir
 from pspo.config.compose import NOT_IN_RUN_ID, config_hash
 from pspo.data import encode_prompt, load_problems, load_tokenizer
@@ -33,7 +32,7 @@ from pspo.errors import ConfigError, MismatchError, NonFiniteError, PspoError
 from pspo.evaluation import Protocol, evaluate, summary, write_records
 from pspo.grading import Grade, Grader
 from pspo.learner import Learner, learning_rate
-from pspo.models import load_policy, save_policy
+from pspo.models import load_policy, local_checkpoint, read_weights, save_policy
 from pspo.objective import UpdateStats
 from pspo.rollout import make_sampler
 from pspo.seeds import derive
@@ -158,20 +157,21 @@ class Run:
     def old_log_probs(self, samples: Sequence[Sample], step: int) -> list[tuple[float, ...]]:
         """Log-probs of every completion token under the policy that the ratios are taken against.
 
-        Measures the gap between sampler and learner, on the first step on all samples; raises MismatchError there.
+        Measures the gap between sampler and learner. Raises MismatchError where it is too wide on the first batch, or on
+        the second, which is the first that was sampled after new weights went to the sampler.
         """
         sampled = [sample.sampler_log_probs for sample in samples]
-        if self.cfg.learner.old_log_probs == "sampler" and step > 1:
+        if self.cfg.learner.old_log_probs == "sampler" and step > 2:
             return sampled  # the gap is that of the first update: the policy has not moved before it
         with self.clock("learn"):
             learned = self.learner.log_probs(samples)
         self.metrics |= gap(learned, sampled)
-        if step == 1 and self.metrics["gap/abs_dev_mean"] > self.cfg.rollout.max_gap:
+        if step <= 2 and self.metrics["gap/abs_dev_mean"] > self.cfg.rollout.max_gap:
             raise MismatchError(
-                f"on the first batch the learner's ratios to the sampler have mean |r - 1| = "
+                f"on the batch of step {step} the learner's ratios to the sampler have mean |r - 1| = "
                 f"{self.metrics['gap/abs_dev_mean']:.2g}, above rollout.max_gap={self.cfg.rollout.max_gap}: they would "
                 "not start at 1. Causes seen: weights or tokenizer that differ between the two, a temperature that one "
-                "of them does not apply, rollout.dtype=bfloat16 beside a float32 learner"
+                "of them does not apply, new weights that do not reach the sampler, rollout.dtype=bfloat16 beside a float32 learner"
             )
         return learned if self.cfg.learner.old_log_probs == "learner" else sampled
 
@@ -320,7 +320,7 @@ def starting_checkpoint(cfg: TrainConfig) -> str:
 
 
 def limit_threads(threads: int | None) -> None:
-    """Sets the number of CPU threads of this process, for libraries that are loaded later too."""
+    """Sets the number of CPU threads of this process, for libraries that are loaded later too; None leaves it."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -352,7 +352,9 @@ def share(grades: Sequence[Grade], *statuses: str) -> float:
 
 def update_metrics(stats: UpdateStats) -> dict[str, float]:
     """The step's updates as metrics: means over tokens, over tokens with an advantage, or over updates."""
-    tokens, signal, updates = max(stats.tokens, 1), max(stats.signal, 1), max(stats.updates, 1)
+    if not stats.updates:  # no group gave a signal: there is nothing to take a mean of
+        return {"optim/updates": 0.0}
+    tokens, signal, updates = stats.tokens, max(stats.signal, 1), stats.updates
     return {
         "ratio/abs_dev_mean": stats.abs_dev / tokens,
         "ratio/max": stats.max_ratio,

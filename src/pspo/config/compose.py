@@ -198,6 +198,9 @@ def _readable(error: Exception, overrides: Sequence[str]) -> ConfigError:
         chosen = [o for o in overrides if o.partition("=")[0] == setting.partition(".")[0]]
         beside = f" under {chosen[0]}" if chosen and "." in setting else ""
         return ConfigError(setting, value, f"there is no such setting{beside}")
+    unset = re.search(r"Missing mandatory value: (\S+)", text)
+    if unset:
+        return ConfigError(unset.group(1), "???", "has no value")
     unknown = re.search(r"Could not find '([^/']+)/([^']*)'", text)
     if unknown:
         allowed = sorted(path.stem for path in (CONF / unknown.group(1)).glob("*.yaml"))

@@ -180,7 +180,7 @@ class Vllm:
     """Settings of the vLLM engine alone."""
 
     __pydantic_config__ = FORBID
-    kv_cache_gib: Positive
+    kv_cache_gib: Count
     """Memory of the KV cache on a CPU, GiB."""
     gpu_memory_utilization: Share
     """Share of a GPU's memory for the engine: weights and KV cache."""

@@ -22,8 +22,10 @@ Split = Literal["train", "validation", "test"]
 
 
 def load_benchmark(cfg: Benchmark, split: Split, seed: int) -> list[Problem]:
-    """The problems of a split. `validation` is the end of the training part after a shuffle by `split_seed`, or by `seed`
-    where that is null; `train` is the rest of it, in that order. Rows without a gold answer are left out with a warning.
+    """The problems of a split. Rows without a gold answer are left out with a warning.
+
+    `validation` is the end of the training part after a shuffle by `split_seed`, or by `seed` where that is null;
+    `train` is the rest of it, in that order.
 
     Raises PspoError with file (or hub id) and row for a row that does not have the fields.
     """
@@ -37,7 +39,9 @@ def load_benchmark(cfg: Benchmark, split: Split, seed: int) -> list[Problem]:
         level = str(row.get(cfg.level_field, "")) if cfg.level_field else ""
         problems.append(Problem(f"{cfg.name}-{source}-{index:05d}", question, gold, level))
     if dropped:
-        warnings.warn(f"{cfg.name}: {len(dropped)} rows without a gold answer left out: {', '.join(dropped)}", stacklevel=2)
+        warnings.warn(
+            f"{cfg.name}: {len(dropped)} rows without a gold answer left out: {', '.join(dropped)}", stacklevel=2
+        )
     if split == "test":
         return problems
     if cfg.validation >= len(problems):
@@ -60,7 +64,9 @@ def _text(row: dict[str, Any], field: str, place: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise PspoError(f"{place}: the field {field!r} must be a text or a number; the row has {', '.join(row) or 'none'}")
+        raise PspoError(
+            f"{place}: the field {field!r} must be a text or a number; the row has {', '.join(row) or 'none'}"
+        )
     return value
 
 
@@ -95,6 +101,8 @@ def _hub_rows(cfg: Benchmark, source: str) -> Iterator[tuple[str, dict[str, Any]
         rows = load_dataset(cfg.hub, cfg.subset, split=source, revision=cfg.revision)
     except Exception as error:  # datasets, the hub's client and the network each have exceptions of their own
         told = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PspoError(f"data.hub={cfg.hub}: {told}; with the files at hand, give their directory as data.path") from error
+        raise PspoError(
+            f"data.hub={cfg.hub}: {told}; with the files at hand, give their directory as data.path"
+        ) from error
     for number, row in enumerate(rows, start=1):
         yield f"{cfg.hub} {source} row {number}", dict(row)

@@ -24,9 +24,10 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, question: 
     if not prompt.chat:
         return tuple(tokenizer(text)["input_ids"])
     if not tokenizer.chat_template:
+        model = tokenizer.name_or_path or "this model"
         raise PspoError(
-            f"prompt={prompt.name} needs a chat template, which the tokenizer of {tokenizer.name_or_path or 'this model'} "
-            "does not have: choose another model, or prompt.chat=false and prompt.system=null"
+            f"prompt={prompt.name} needs a chat template, which the tokenizer of {model} does not have: choose another "
+            "model, or prompt.chat=false and prompt.system=null"
         )
     messages = [{"role": "system", "content": prompt.system}] if prompt.system is not None else []
     messages.append({"role": "user", "content": text})

@@ -1,4 +1,4 @@
-"""The language of the word problems: names, things, and a sentence for each operation. Imports the standard library only.
+"""The language of the word problems: names, things, a sentence for each operation. Imports the standard library only.
 
 A chain of operations becomes a body (the start value, then a sentence an operation) and a question, which may carry the
 last operation itself ("Tom has 9 cups. How many cups do they have together?"). The words are few on purpose: with the
@@ -79,10 +79,8 @@ SAME_THINGS = ("{f} has {k} {t}.", "{f} owns {k} {t}.")
 ASIDES = ("{f} has {k} {u}.", "{n} also has {k} {u}.", "{n} is {k} years old.", "{f} has {k} dollars.")
 
 
-def render(
-    rng: random.Random, start: int, operations: Sequence[tuple[Operator, int]], aside: int | None
-) -> str:
-    """A chain of operations as text; `aside`: which number the sentence that does not matter mentions, None for none."""
+def render(rng: random.Random, start: int, operations: Sequence[tuple[Operator, int]], aside: int | None) -> str:
+    """A chain of operations as text; `aside`: the number of a sentence that does not matter, None for none."""
     name, friend, other = rng.sample(NAMES, 3)
     thing, unlike = rng.sample(THINGS, 2)
     words = {"n": name, "f": friend, "t": thing, "u": unlike}

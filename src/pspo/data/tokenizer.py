@@ -1,9 +1,10 @@
 """Tokenizers: the small world's own, built here, and `load_tokenizer` for any checkpoint.
 
-The small one is byte-level BPE as Qwen2 has it, trained on the generator's own text. transformers rebuilds the tokenizer
-of a directory with a Qwen2 config from its vocabulary and merges and with Qwen2's pre-tokenizer, whatever was saved
-there; so this is a Qwen2Tokenizer from the start: every digit is a token, nearly every word is one, and `AutoTokenizer`
-and vLLM read back the same ids. Its alphabet is printable ASCII and the line break; other letters are lost on it.
+The small one is byte-level BPE as Qwen2 has it, trained on the generator's own text. transformers rebuilds the
+tokenizer of a directory with a Qwen2 config from its vocabulary and merges and with Qwen2's pre-tokenizer, whatever was
+saved there; so this is a Qwen2Tokenizer from the start: every digit is a token, nearly every word is one, and
+`AutoTokenizer` and vLLM read back the same ids. Its alphabet is printable ASCII and the line break; other letters are
+lost on it.
 
 transformers and tokenizers are imported inside the functions, so that `pspo.data` imports without them.
 """
@@ -78,8 +79,8 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
 def eos_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The token ids that end a completion; the first is the tokenizer's own EOS.
 
-    Qwen2's chat models end a turn with <|im_end|> and a document with <|endoftext|>, as their generation configs say, so
-    with a chat template both count. Without one it is EOS alone: there the other may only be padding.
+    Qwen2's chat models end a turn with <|im_end|> and a document with <|endoftext|>, as their generation configs say,
+    so with a chat template both count. Without one it is EOS alone: there the other may only be padding.
     """
     eos = tokenizer.eos_token_id
     if not tokenizer.chat_template:

@@ -4,9 +4,9 @@
         steps   32-9=23. 23-3=20.\n#### 20
         terse   32-9-3=20.\n#### 20
 
-Everything follows from seeds. Which split a problem belongs to is a hash of its arithmetic (operations and operands), so
-that no computation of the test part is ever seen in training, under any seed. Imports the standard library, `pspo.seeds`
-and `pspo.types` only.
+Everything follows from seeds. Which split a problem belongs to is a hash of its arithmetic (operations and operands),
+so that no computation of the test part is ever seen in training, under any seed. Imports the standard library,
+`pspo.seeds` and `pspo.types` only.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import ast
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args, overload
@@ -98,7 +98,7 @@ def examples(cfg: WordProblems, split: Split, size: int) -> list[Example]:
 
 def split_of(signature: str) -> Split:
     """80% of all arithmetic is for training, 10% for validation, 10% for the test; the same under every seed."""
-    tenth = hashlib.sha256(f"pspo word problem {signature}".encode()).digest()[0] % 10
+    tenth = int.from_bytes(hashlib.sha256(f"pspo word problem {signature}".encode()).digest()[:8], "big") % 10
     return "train" if tenth < 8 else "validation" if tenth == 8 else "test"
 
 
@@ -150,7 +150,7 @@ def equations(text: str) -> list[tuple[str, str]]:
 
 
 def style_of(text: str) -> Literal["steps", "terse", "other"]:
-    """"steps": equations of one operation each, two or more; "terse": a single equation of several operations."""
+    """ "steps": equations of one operation each, two or more; "terse": a single equation of several operations."""
     counts = [sum(left.count(operator) for operator in OPERATORS) for left, _ in equations(text)]
     if len(counts) >= 2 and all(count == 1 for count in counts):
         return "steps"
@@ -190,7 +190,7 @@ def _fold(node: ast.expr) -> Fraction:
 
 
 def _draw(cfg: WordProblems, split: Split, index: int, seen: frozenset[str] | set[str]) -> Example:
-    """Problem `index` of a split: the first chain its seed gives whose arithmetic belongs there and is not in `seen`."""
+    """Problem `index` of a split: the first chain of its seed whose arithmetic belongs there and is not in `seen`."""
     rng = random.Random(derive(cfg.seed, "wordproblems", split, index))
     level = cfg.levels[index % len(cfg.levels)]
     while True:
@@ -208,7 +208,7 @@ def _draw(cfg: WordProblems, split: Split, index: int, seen: frozenset[str] | se
 
 def _chain(rng: random.Random, level: int, largest: int) -> tuple[int, tuple[tuple[Operator, int], ...]]:
     """A start value and `level` operations; all values are whole, from 1 to `largest`, and operands at least 2."""
-    start = value = rng.randint(4, max(5, largest // 4))
+    start = value = rng.randint(4, largest // 3)
     operations: list[tuple[Operator, int]] = []
     while len(operations) < level:
         operator = rng.choice(OPERATORS)
@@ -234,11 +234,3 @@ def _operands(operator: Operator, value: int, largest: int) -> Sequence[int]:
 
 def _signature(start: int, operations: Sequence[tuple[Operator, int]]) -> str:
     return str(start) + "".join(f"{operator}{operand}" for operator, operand in operations)
-
-
-def stream(cfg: WordProblems, first: int = 0) -> Iterator[Example]:
-    """Training problems without end, from index `first` on."""
-    index = first
-    while True:
-        yield train_example(cfg, index)
-        index += 1

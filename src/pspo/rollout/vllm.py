@@ -28,7 +28,7 @@ class VllmSampler:
         self, checkpoint: str, cfg: schema.Rollout, tokenizer: PreTrainedTokenizerBase, device: str, max_tokens: int
     ) -> None:
         assert cfg.vllm is not None  # checked by the schema
-        self.tokenizer, self.eos = tokenizer, eos_ids(tokenizer)
+        self.tokenizer, self.eos, self.device = tokenizer, eos_ids(tokenizer), device
         _prepare(cfg.vllm, device)
         from vllm import LLM
 
@@ -43,6 +43,7 @@ class VllmSampler:
             "disable_log_stats": True,
             "trust_remote_code": False,
             "seed": 0,  # every request carries its own
+            "use_tqdm_on_load": False,
         }
         if device == "cpu":
             # A seeded request whose prompt is prefilled in pieces dies on the CPU (vLLM 0.32.0): no pieces.
@@ -87,6 +88,8 @@ class VllmSampler:
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if self.device == "cpu":
+            self.engine.apply_model(_repack_head)
         if not self.engine.reset_prefix_cache():
             raise PspoError("vLLM kept its prefix cache after new weights: requests were still running")
 
@@ -99,6 +102,14 @@ class VllmSampler:
         finished = output.finish_reason == "stop"
         log_probs = tuple(at[token].logprob for token, at in zip(ids, output.logprobs, strict=True))
         return Completion(ids, log_probs, self.tokenizer.decode(ids[:-1] if finished else ids), finished)
+
+
+def _repack_head(model: Any) -> None:
+    """On a CPU vLLM multiplies by a packed copy of the output weight. Where that is tied to the embedding a reload
+    renews the embedding and leaves the copy as it was (vLLM 0.32.0), so that the engine would go on sampling with the
+    output layer it started with.
+    """
+    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
 def _prepare(cfg: schema.Vllm, device: str) -> None:

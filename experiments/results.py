@@ -1,0 +1,209 @@
+"""From what a study's runs have written to the numbers of its table: one Row a method, regime, model and data set.
+
+Reads run directories through records.py, turns them into estimates with intervals.py, and formats nothing. Never torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from intervals import Bounds, Estimate, estimate, wilson
+from pspo.config import StudyConfig
+from pspo.data.wordproblems import arithmetic_holds, style_of
+from pspo.errors import PspoError
+from records import NOT_GRADED, Graded, read_graded
+from studies import Cell, Study
+
+PUBLISHED = Path(__file__).resolve().parent / "published.yaml"
+
+K = TypeVar("K")
+Answers = Mapping[str, Graded]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of the paper, in percent, with where it stands. `trained_on` None: its source does not say."""
+
+    version: str
+    model: str
+    trained_on: str | None
+    arm: str
+    benchmark: str
+    accuracy: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Shares of completions of the test part at T=0, last checkpoint, all seeds together."""
+
+    truncated: float
+    not_graded: int
+    """Number, not a share: time-outs, unreadable golds and errors; in no way answers, and hopefully 0."""
+    steps: float | None
+    """Written step by step; None where the data set knows no styles."""
+    arithmetic: float | None
+    """In which every equation is true: right arithmetic, whether or not it answers the question."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `arm` None: the policy that every method of this model starts from."""
+
+    model: str
+    data: str
+    regime: str | None
+    arm: str | None
+    done: int
+    planned: int
+    problems: int
+    last: Estimate | None
+    """Accuracy of the last checkpoint; None: no run is complete."""
+    best: Estimate | None
+    """Accuracy, on the test part, of the checkpoint that was best on the validation part."""
+    difference: Estimate | None
+    """To the baseline arm on the same seeds and problems; None for the baseline itself."""
+    gain: Estimate | None
+    """To the starting policy on the same problems."""
+    wilson: Bounds | None
+    """Of the starting policy alone."""
+    texts: Texts | None
+    published: tuple[Published, ...]
+
+    @property
+    def incomplete(self) -> bool:
+        return self.done < self.planned
+
+
+def rows_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Row]:
+    """For each model and data set the starting policy, then each method in each regime, in the study's order."""
+    rows: list[Row] = []
+    read = cache(read_graded)
+    for place, of_place in grouped(cells, lambda cell: (cell.model, cell.data)):
+        start_path = of_place[0].start_evaluation
+        start = read(start_path) if start_path.is_file() else None
+        rows.append(_start_row(place, start))
+        for regime, of_regime in grouped(of_place, lambda cell: cell.regime):
+            of_arm = dict(grouped(of_regime, lambda cell: cell.arm))
+            baseline = _by_seed(of_arm[study.baseline], "", read)
+            for arm, members in of_arm.items():
+                last = _by_seed(members, "", read)
+                rows.append(
+                    Row(
+                        model=place[0],
+                        data=place[1],
+                        regime=regime,
+                        arm=arm,
+                        done=len(last),
+                        planned=len(members),
+                        problems=len(next(iter(last.values()))) if last else 0,
+                        last=accuracy(last),
+                        best=accuracy(_by_seed(members, ".best", read)),
+                        difference=None if arm == study.baseline else difference(last, baseline),
+                        gain=None if start is None else difference(last, dict.fromkeys(last, start)),
+                        wilson=None,
+                        texts=texts_of([graded for answers in last.values() for graded in answers.values()], place[1]),
+                        published=published_for(place[0], place[1], arm) if cfg.scale == "paper" else (),
+                    )
+                )
+    return rows
+
+
+def _start_row(place: tuple[str, str], start: Answers | None) -> Row:
+    one = {} if start is None else {0: start}
+    return Row(
+        model=place[0],
+        data=place[1],
+        regime=None,
+        arm=None,
+        done=len(one),
+        planned=1,
+        problems=len(start or {}),
+        last=accuracy(one),
+        best=None,
+        difference=None,
+        gain=None,
+        wilson=wilson(sum(graded.correct for graded in start.values()), len(start)) if start else None,
+        texts=texts_of(list(start.values()), place[1]) if start else None,
+        published=(),
+    )
+
+
+def _by_seed(cells: Sequence[Cell], which: str, read: Callable[[Path], Answers]) -> dict[int, Answers]:
+    """Seed -> graded problems of the complete runs; `which` is "" for the last checkpoint, ".best" for the best."""
+    paths = {cell.seed: cell.run_dir / "eval" / f"{cell.cfg.data.name}{which}.jsonl" for cell in cells if cell.complete}
+    # A run without validation has no best checkpoint; read() complains of any other file that is not there.
+    return {seed: read(path) for seed, path in paths.items() if which == "" or path.is_file()}
+
+
+def accuracy(by_seed: Mapping[int, Answers]) -> Estimate | None:
+    """None without a run. Raises PspoError where seeds were graded on different problems."""
+    return estimate(correct_of(by_seed)) if by_seed else None
+
+
+def difference(ours: Mapping[int, Answers], theirs: Mapping[int, Answers]) -> Estimate | None:
+    """Ours minus theirs on the seeds that both have; None where there is none."""
+    seeds = [seed for seed in ours if seed in theirs]
+    if not seeds:
+        return None
+    pair = {(seed, who): answers[seed] for seed in seeds for who, answers in enumerate((ours, theirs))}
+    correct_2SN = correct_of(pair)
+    return estimate(correct_2SN[0::2] - correct_2SN[1::2])
+
+
+def correct_of(runs: Mapping[object, Answers]) -> NDArray[np.float64]:
+    """Right (1) or not (0) [runs, N], columns in one order; raises PspoError where the problems are not the same."""
+    every = list(runs.values())
+    ids = list(every[0])
+    for answers in every[1:]:
+        if answers.keys() != every[0].keys():
+            raise PspoError(
+                f"runs of one comparison were graded on different problems ({len(ids)} and {len(answers)}); "
+                "remove those that are out of date and run the study again"
+            )
+    return np.array([[answers[one].correct for one in ids] for answers in every], dtype=np.float64)
+
+
+def texts_of(graded: Sequence[Graded], data: str) -> Texts | None:
+    if not graded:
+        return None
+    has_styles = data == "wordproblems"
+    return Texts(
+        truncated=_share(not one.finished for one in graded),
+        not_graded=sum(one.status in NOT_GRADED for one in graded),
+        steps=_share(style_of(one.text) == "steps" for one in graded) if has_styles else None,
+        arithmetic=_share(arithmetic_holds(one.text) for one in graded) if has_styles else None,
+    )
+
+
+def _share(flags: Iterable[bool]) -> float:
+    return float(np.mean(list(flags)))
+
+
+def all_published() -> list[Published]:
+    return [Published(**entry) for entry in yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))]
+
+
+def published_for(model: str, data: str, arm: str) -> tuple[Published, ...]:
+    """The paper's figures for a model trained and tested on `data`; those that do not say on what are among them."""
+    return tuple(
+        entry
+        for entry in all_published()
+        if (entry.model, entry.arm, entry.benchmark) == (model, arm, data) and entry.trained_on in (None, data)
+    )
+
+
+def grouped(cells: Sequence[Cell], key: Callable[[Cell], K]) -> list[tuple[K, list[Cell]]]:
+    """The cells by key, keys in the order in which they first appear."""
+    found: dict[K, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(key(cell), []).append(cell)
+    return list(found.items())

@@ -1,0 +1,220 @@
+"""A study as data: what `studies/<name>.yaml` may say, and the grid of training runs (cells) that it stands for.
+
+A cell is one training run: one arm (method), model, data set, regime and seed. Its config is composed exactly as
+`python -m pspo.train <overrides>` would compose it, so its run directory is known before it has run. Imports pspo.config
+and pspo.errors only; never torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field
+
+from pspo.config import StudyConfig, TrainConfig, compose, load_yaml, run_dir_of, warm_start_dir
+from pspo.config.schema import FORBID, Seed
+from pspo.errors import ConfigError
+
+STUDIES = Path(__file__).resolve().parent / "studies"
+
+Overrides = tuple[str, ...]
+Choices = Annotated[dict[str, Overrides], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Also:
+    """Overrides for the cells that match every name given here; a name left out matches all."""
+
+    __pydantic_config__ = FORBID
+    overrides: Overrides
+    arm: str | None = None
+    model: str | None = None
+    data: str | None = None
+    regime: str | None = None
+
+    def __post_init__(self) -> None:
+        check_overrides("also.overrides", self.overrides)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The part of a study that depends on its scale. Each choice has a name and the overrides that make it."""
+
+    __pydantic_config__ = FORBID
+    models: Choices
+    data: Choices
+    regimes: Choices
+    overrides: Overrides = ()
+    """For every cell."""
+    also: tuple[Also, ...] = ()
+    """Applied last, in order."""
+
+    def __post_init__(self) -> None:
+        check_overrides("overrides", self.overrides)
+        for group in ("models", "data", "regimes"):
+            for name, overrides in getattr(self, group).items():
+                check_overrides(f"{group}.{name}", overrides)
+        for also in self.also:
+            for kind, group in (("model", "models"), ("data", "data"), ("regime", "regimes")):
+                name = getattr(also, kind)
+                if name is not None and name not in getattr(self, group):
+                    raise ConfigError(f"also.{kind}", name, f"must be one of {', '.join(getattr(self, group))}")
+
+
+@dataclass(frozen=True)
+class Study:
+    """`studies/<name>.yaml`."""
+
+    __pydantic_config__ = FORBID
+    title: str
+    shows: str
+    baseline: str
+    """The arm that the others are compared with, on the same seeds and problems."""
+    arms: Choices
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    scales: Annotated[dict[Literal["cpu", "paper"], Scale], Field(min_length=1)]
+
+    def __post_init__(self) -> None:
+        if self.baseline not in self.arms:
+            raise ConfigError("baseline", self.baseline, f"must be one of the arms: {', '.join(self.arms)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError("seeds", list(self.seeds), "each may stand only once")
+        for name, overrides in self.arms.items():
+            check_overrides(f"arms.{name}", overrides)
+        for scale in self.scales.values():
+            for also in scale.also:
+                if also.arm is not None and also.arm not in self.arms:
+                    raise ConfigError("also.arm", also.arm, f"must be one of {', '.join(self.arms)}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study. `overrides` is the command line of `python -m pspo.train` that makes it."""
+
+    index: int
+    arm: str
+    model: str
+    data: str
+    regime: str
+    seed: int
+    overrides: Overrides
+    cfg: TrainConfig
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}/{self.model}/{self.data}/{self.regime}/s{self.seed}"
+
+    @property
+    def run_dir(self) -> Path:
+        return run_dir_of(self.cfg)
+
+    @property
+    def complete(self) -> bool:
+        return (self.run_dir / "DONE").exists()
+
+    @property
+    def start_dir(self) -> Path:
+        """Where the policy that this run starts from keeps its evaluation, and its weights if they are made here."""
+        if self.cfg.model.path is None:
+            return warm_start_dir(self.cfg)
+        return Path(self.cfg.models) / self.cfg.model.name
+
+    @property
+    def start_checkpoint(self) -> str:
+        return self.cfg.model.path or str(self.start_dir)
+
+    @property
+    def start_evaluation(self) -> Path:
+        """Per-problem file of the starting policy on the test part that this run is graded on."""
+        return self.start_dir / "eval" / f"{self.cfg.data.name}.jsonl"
+
+
+def load_study(name: str) -> Study:
+    """The study `studies/<name>.yaml`; raises ConfigError with one line naming what is wrong in it."""
+    path = STUDIES / f"{name}.yaml"
+    if not path.is_file() or path.parent != STUDIES:
+        known = ", ".join(sorted(file.stem for file in STUDIES.glob("*.yaml")))
+        raise ConfigError("study", name, f"must be one of {known} (a file of experiments/studies/)")
+    try:
+        return load_yaml(path, Study)
+    except ConfigError as error:
+        raise ConfigError(f"{path.name}: {error.setting}", error.value, error.allowed) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(path.name, "(not YAML)", " ".join(str(error).split())) from error
+
+
+def cells_of(study: Study, cfg: StudyConfig) -> list[Cell]:
+    """Every cell of a study at the scale of `cfg`, seed by seed, so that a study cut short has whole comparisons.
+
+    Raises ConfigError where a setting is wrong, the study has no such scale, or two cells would be the same run.
+    """
+    if cfg.scale not in study.scales:
+        raise ConfigError("scale", cfg.scale, f"study {cfg.study} has {', '.join(study.scales)}")
+    for text in cfg.overrides:
+        if text.partition("=")[0].lstrip("+~") in ("seed", "run_dir"):
+            raise ConfigError("overrides", text, "each run's seed and run_dir follow from the study")
+    grid = list(_grid(study, study.scales[cfg.scale], cfg))
+    composed = [compose("train", TrainConfig, overrides) for *_, overrides in grid]  # 0.2 s each, so not once a seed
+    cells: list[Cell] = []
+    runs: dict[Path, Cell] = {}
+    for seed in study.seeds:
+        for (arm, model, data, regime, overrides), base in zip(grid, composed, strict=True):
+            whole = (*overrides, f"seed={seed}")
+            cell = Cell(len(cells), arm, model, data, regime, seed, whole, replace(base, seed=seed))
+            other = runs.setdefault(cell.run_dir, cell)
+            if other is not cell:
+                raise ConfigError(f"study {cfg.study}", cell.name, f"is the same run as {other.name}")
+            cells.append(cell)
+    return cells
+
+
+def _grid(study: Study, scale: Scale, cfg: StudyConfig) -> Iterator[tuple[str, str, str, str, Overrides]]:
+    """(arm, model, data, regime, overrides without the seed) of every combination."""
+    where = (
+        override("runs", cfg.runs),
+        override("models", cfg.models),
+        f"rollout={cfg.rollout}",
+        f"tracking={cfg.tracking}",
+        override("tracking.group", cfg.study),
+        "tracking.progress=false",
+    )
+    for model, of_model in scale.models.items():
+        for data, of_data in scale.data.items():
+            for regime, of_regime in scale.regimes.items():
+                for arm, of_arm in study.arms.items():
+                    names = {"arm": arm, "model": model, "data": data, "regime": regime}
+                    also = [
+                        text
+                        for rule in scale.also
+                        if all(getattr(rule, kind) in (None, name) for kind, name in names.items())
+                        for text in rule.overrides
+                    ]
+                    chosen = (*of_model, *of_data, *of_regime, *of_arm)
+                    overrides = (f"scale={cfg.scale}", *where, *chosen, *scale.overrides, *also, *cfg.overrides)
+                    yield arm, model, data, regime, overrides
+
+
+def override(key: str, value: str) -> str:
+    """`key=value` for Hydra's command line, quoted where its grammar would take the value for something else.
+
+    >>> override("runs", "/scratch/my runs"), override("runs", "runs")
+    ("runs='/scratch/my runs'", 'runs=runs')
+    """
+    if re.fullmatch(r"[\w./-]+", value):
+        return f"{key}={value}"
+    return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
+
+
+def check_overrides(where: str, overrides: Overrides) -> None:
+    """Raises ConfigError for a text that is not `setting=value`, or that sets what the study itself decides."""
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(where, repr(text), "each override must be setting=value")
+        if key in ("seed", "run_dir", "scale"):
+            raise ConfigError(where, repr(text), "seeds, run directories and the scale are the study's own")

@@ -1,0 +1,193 @@
+"""What reproduce.py decides to run, and what it does where it cannot. No model runs here: tests/test_study_end_to_end.py."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import reproduce
+import slurm
+from driver import Task
+from pspo.config import EvalConfig, SftConfig, StudyConfig, TrainConfig, compose, run_dir_of, warm_start_dir
+from pspo.errors import PspoError
+from progress import last_metrics
+from studies import Cell
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def finish(cells: list[Cell]) -> None:
+    for cell in cells:
+        cell.run_dir.mkdir(parents=True)
+        (cell.run_dir / "DONE").touch()
+
+
+def start_is_there(cell: Cell, problems: int) -> None:
+    cell.start_evaluation.parent.mkdir(parents=True, exist_ok=True)
+    cell.start_evaluation.write_text("{}\n" * problems)
+    (cell.start_dir / "DONE").touch()
+
+
+def test_the_commands_are_those_that_make_what_is_missing(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    cfg, cells = smoke
+    for cell in cells:
+        task = reproduce.cell_task(cell, cfg)
+        assert task.command[1:3] == ("-m", "pspo.train")
+        assert run_dir_of(compose("train", TrainConfig, task.command[3:])) / "DONE" == task.product
+        assert task.environment == {"OMP_NUM_THREADS": "1"}
+
+    [start] = reproduce.start_tasks(cells, cfg)  # one for all cells
+    assert start.command[1:3] == ("-m", "pspo.sft")
+    made = compose("sft", SftConfig, start.command[3:])
+    assert warm_start_dir(made) / "DONE" == start.product and made.sft.steps == cells[0].cfg.sft.steps
+
+    [evaluation] = reproduce.evaluation_tasks(cells, cfg)
+    asked = compose("eval", EvalConfig, evaluation.command[2:])
+    assert (asked.checkpoint, asked.out) == (str(cells[0].start_dir), str(evaluation.product))
+    assert (asked.data, asked.prompt, asked.eval.max_new_tokens) == (cells[0].cfg.data, cells[0].cfg.prompt, 64)
+
+
+def test_the_warm_start_is_evaluated_again_only_on_another_number_of_problems(
+    smoke: tuple[StudyConfig, list[Cell]],
+) -> None:
+    cfg, cells = smoke
+    start_is_there(cells[0], problems=16)
+    assert reproduce.start_tasks(cells, cfg) == []
+    assert reproduce.evaluation_tasks(cells, cfg) == []
+    start_is_there(cells[0], problems=15)
+    assert len(reproduce.evaluation_tasks(cells, cfg)) == 1
+
+
+def test_a_published_model_is_evaluated_as_it_is(paper: tuple[StudyConfig, list[Cell]]) -> None:
+    cfg, cells = paper
+    assert reproduce.start_tasks(cells, cfg) == []
+    tasks = reproduce.evaluation_tasks(cells, cfg)
+    asked = [compose("eval", EvalConfig, task.command[2:]) for task in tasks]
+    assert len(asked) == 3 * 2
+    assert {one.checkpoint for one in asked} == {
+        "Qwen/Qwen2-Math-1.5B", "Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-1.5B",
+    }  # fmt: skip
+    assert {(one.benchmark, one.prompt.style) for one in asked} == {("gsm8k", "gsm8k"), ("math", "math")}
+    assert all(one.device == "cuda" and one.threads is None for one in asked)
+
+
+def test_only_what_is_missing_runs(
+    smoke: tuple[StudyConfig, list[Cell]], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The cells' command is replaced by one that only marks the run as done: which ones start is what is tested."""
+    cfg, cells = smoke
+    start_is_there(cells[0], problems=16)
+    finish(cells[:3])
+    ran: list[str] = []
+
+    def marking(cell: Cell, cfg: StudyConfig) -> Task:
+        ran.append(cell.name)
+        product = cell.run_dir / "DONE"
+        command = (sys.executable, "-c", f"open({str(product)!r}, 'w')")
+        return Task(cell.name, command, Path(cfg.runs) / "logs" / "one.log", product)
+
+    monkeypatch.setattr(reproduce, "cell_task", marking)
+    assert reproduce.run_missing(cells, cfg) == []
+    assert ran == [cells[3].name] and cells[3].complete
+    assert reproduce.run_missing(cells, cfg) == []
+    assert ran == [cells[3].name]
+    assert "nothing to run: all 4 runs of study smoke complete" in capfd.readouterr().err
+
+
+def command(cfg: StudyConfig, *overrides: str) -> list[str]:
+    places = [f"{name}={getattr(cfg, name)}" for name in ("results", "runs", "models")]
+    program = str(ROOT / "experiments" / "reproduce.py")
+    return [sys.executable, program, "study=smoke", "scale=cpu", "rollout=hf", *places, *overrides]
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("study=mian", "wrong setting: study=mian: must be one of main, smoke"),
+        ("scale=paper", "wrong setting: scale=paper: study smoke has cpu"),
+        ("cell=4", "wrong setting: cell=4: study smoke has cells 0 to 3 at scale=cpu"),
+        ("overrides=['learner.passes=0']", "wrong setting: learner.passes=0"),
+        ("launcher=slurm", "launcher=slurm needs sbatch"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line(
+    override: str, complaint: str, smoke: tuple[StudyConfig, list[Cell]], tmp_path: Path
+) -> None:
+    (tmp_path / "bin").mkdir()
+    done = subprocess.run(
+        command(smoke[0], override),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PATH": str(tmp_path / "bin")},
+    )
+    assert done.returncode != 0
+    assert complaint in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_one_driver_at_a_time(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    path = Path(smoke[0].runs) / ".study-smoke.lock"
+    path.parent.mkdir(parents=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(PspoError, match="another process runs this study"), reproduce.alone(path, wait=False):
+            pass
+    with reproduce.alone(path, wait=False):
+        pass
+
+
+def test_slurm_gets_a_start_an_array_of_what_is_missing_and_a_report(
+    smoke: tuple[StudyConfig, list[Cell]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch is a script that keeps its arguments; a real cluster is another test's."""
+    cfg, cells = smoke
+    finish(cells[1:2])
+    kept = tmp_path / "kept"
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f"#!/bin/sh\necho \"$@\" >>{kept}\nwc -l <{kept}\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
+    slurm.submit(cfg, cells, prepare=True)
+    start, array, report = kept.read_text().splitlines()
+    assert start.endswith("start_only=true") and "--array" not in start
+    assert "--array=0,2,3 --dependency=afterok:1" in array
+    assert "--dependency=afterany:2" in report and "study.sh report study=smoke" in report
+    again = compose("study", StudyConfig, slurm.arguments_of(cfg))
+    assert again == cfg
+
+
+def test_slurm_arguments_give_the_same_study(tmp_path: Path) -> None:
+    cfg = compose("study", StudyConfig, [f"runs='{tmp_path}/a b'", "overrides=['steps=2','model.path=\"x,y\"']", "jobs=3"])
+    assert compose("study", StudyConfig, slurm.arguments_of(cfg)) == cfg
+
+
+@pytest.mark.parametrize(
+    ("arguments", "index", "expected"),
+    [
+        (["study=smoke"], None, "experiments/reproduce.py study=smoke"),
+        (["study=smoke"], "7", "experiments/reproduce.py study=smoke cell=7"),
+        (["report", "study=smoke"], None, "experiments/report.py study=smoke"),
+    ],
+)
+def test_the_batch_script_runs_a_study_a_cell_or_the_report(arguments: list[str], index: str | None, expected: str) -> None:
+    env = {**os.environ, "PYTHON": "/bin/echo", "SLURM_SUBMIT_DIR": str(ROOT)}
+    if index is not None:
+        env["SLURM_ARRAY_TASK_ID"] = index
+    done = subprocess.run([ROOT / "slurm" / "study.sh", *arguments], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
+
+
+def test_progress_reads_a_file_that_is_being_written(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    task = Task("t", (), tmp_path / "log", tmp_path / "DONE", metrics=metrics, steps=3)
+    assert last_metrics(task) == {}
+    lines = [{"step": 0, "eval/validation_accuracy": 0.5}, {"step": 1, "reward/mean": None, "accuracy/train": 0.4}]
+    metrics.write_text("\n".join(map(json.dumps, lines)) + '\n{"step": 2, "rew')
+    assert last_metrics(task) == {"step": 1, "accuracy/train": 0.4, "eval/validation_accuracy": 0.5}

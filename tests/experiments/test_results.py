@@ -1,0 +1,210 @@
+"""The tables of hand-written run directories, in the real file format."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+import report
+import tables
+from intervals import Estimate, wilson
+from pspo.config import StudyConfig
+from pspo.errors import PspoError
+from results import Row, all_published, published_for, rows_of
+from studies import Cell, load_study
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDY = load_study("smoke")
+STEPS = "2+3=5. 5-1=4.\n#### 4"
+TERSE = "2+3-1=4.\n#### 4"
+
+
+def write_graded(path: Path, correct: Sequence[bool], text: str = STEPS, finished: bool = True, status: str = "ok") -> None:
+    """A per-problem file: problem i is right where correct[i]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        for number, right in enumerate(correct):
+            completion = {
+                "text": text, "answer": "4", "correct": right, "lenient": right, "status": status, "tokens": 9,
+                "finished": finished,
+            }  # fmt: skip
+            line = {
+                "id": f"wp-{number}", "level": "2", "prompt_hash": "abc", "gold": "4", "completions": [completion],
+                "correct": right, "status": status, "tokens": 9,
+            }  # fmt: skip
+            file.write(json.dumps(line) + "\n")
+
+
+def write_run(cell: Cell, correct: Sequence[bool], best: Sequence[bool] | None = None, **text: object) -> None:
+    """A complete run of a cell."""
+    write_graded(cell.run_dir / "eval" / f"{cell.data}.jsonl", correct, **text)  # type: ignore[arg-type]
+    write_graded(cell.run_dir / "eval" / f"{cell.data}.best.jsonl", best or correct)
+    with (cell.run_dir / "metrics.jsonl").open("w") as file:
+        for step in range(3):
+            line: dict[str, float | None] = {"step": step, "eval/validation_accuracy": 0.25 * step}
+            if step:
+                line |= {"reward/mean": 0.1 * step, "ratio/abs_dev_mean": 0.01 * step, "policy/entropy": None}
+            file.write(json.dumps(line) + "\n")
+    (cell.run_dir / "DONE").touch()
+
+
+def by_arm(rows: list[Row]) -> dict[str | None, Row]:
+    return {row.arm: row for row in rows}
+
+
+def fill(cells: list[Cell]) -> None:
+    """Four problems. no_clip: 2 and 3 right; pspo: 3 and 4; before: 1."""
+    right = {
+        ("no_clip", 0): [True, True, False, False],
+        ("no_clip", 1): [True, True, True, False],
+        ("pspo", 0): [True, False, True, True],
+        ("pspo", 1): [True, True, True, True],
+    }
+    for cell in cells:
+        write_run(cell, right[cell.arm, cell.seed], best=[True] * 4, text=STEPS if cell.arm == "pspo" else TERSE)
+    write_graded(cells[0].start_evaluation, [True, False, False, False], text=TERSE, finished=False)
+
+
+def test_rows_by_hand(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    cfg, cells = smoke
+    fill(cells)
+    rows = by_arm(rows_of(STUDY, cells, cfg))
+    assert list(rows) == [None, "no_clip", "pspo"]
+
+    before = rows[None]
+    assert before.last is not None and before.last.value == 0.25
+    assert before.wilson == wilson(1, 4)
+    assert before.texts is not None and (before.texts.truncated, before.texts.steps) == (1.0, 0.0)
+
+    pspo = rows["pspo"]
+    assert pspo.last is not None and pspo.best is not None and pspo.texts is not None
+    assert pspo.last.value == pytest.approx(7 / 8)
+    # Seeds .75 and 1: mean .875, s = .176777, t(.975, 1) = 12.7062: +- 1.588276
+    assert pspo.last.over_seeds == pytest.approx((-0.713276, 2.463276), abs=1e-5)
+    assert (pspo.best.value, pspo.texts.steps, pspo.texts.arithmetic) == (1.0, 1.0, 1.0)
+    # Paired: seed 0 has +1, -1 and +1, +1/4 in the mean; seed 1 has +1/4: no spread over seeds, mean 1/4.
+    assert pspo.difference is not None and pspo.gain is not None
+    assert pspo.difference.value == pytest.approx(0.25)
+    assert pspo.difference.over_seeds == pytest.approx((0.25, 0.25))
+    assert pspo.gain.value == pytest.approx(7 / 8 - 1 / 4)
+    assert rows["no_clip"].difference is None
+    assert (pspo.done, pspo.planned, pspo.incomplete) == (2, 2, False)
+
+
+def test_a_run_without_done_does_not_count_and_is_told(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    cfg, cells = smoke
+    fill(cells)
+    for cell in cells:
+        if (cell.arm, cell.seed) == ("pspo", 1):
+            (cell.run_dir / "DONE").unlink()
+    pspo = by_arm(rows_of(STUDY, cells, cfg))["pspo"]
+    assert pspo.last is not None and pspo.difference is not None
+    assert (pspo.done, pspo.planned, pspo.last.value) == (1, 2, 0.75)
+    assert pspo.difference.seeds == 1  # paired with the baseline's seed 0 alone
+    assert tables.runs(pspo) == "1 of 2, incomplete"
+    assert "[one seed]" in tables.level(pspo.last)
+
+
+def test_nothing_run_yet_is_a_table_that_says_so(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    cfg, cells = smoke
+    text = report.rebuild(STUDY, cells, cfg)
+    assert "not evaluated" in text and "0 of 2, incomplete" in text
+
+
+def test_grader_errors_are_counted_apart(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    cfg, cells = smoke
+    for cell in cells:
+        write_run(cell, [False] * 4, status="timeout" if cell.arm == "pspo" else "no_answer")
+    rows = by_arm(rows_of(STUDY, cells, cfg))
+    assert rows["pspo"].texts is not None and rows["pspo"].texts.not_graded == 8
+    assert rows["no_clip"].texts is not None and rows["no_clip"].texts.not_graded == 0
+
+
+def test_different_problems_are_not_compared(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    cfg, cells = smoke
+    for cell in cells:
+        write_run(cell, [True] * (4 + (cell.seed == 1)))
+    with pytest.raises(PspoError, match="different problems"):
+        rows_of(STUDY, cells, cfg)
+
+
+def test_the_four_tables_say_the_same(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    cfg, cells = smoke
+    fill(cells)
+    printed = report.rebuild(STUDY, cells, cfg)
+    folder = Path(cfg.results) / "smoke"
+    assert printed.splitlines()[-1] == str(folder / "table_main.md")
+
+    lines = [line for line in printed.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + 3
+    assert "| – | before RL | 25.0 [4.6, 69.9] |" in lines[2]
+    assert "| gentle | pspo | 87.5 [-71.3, 246.3] / " in lines[4] and "+25.0 [+25.0, +25.0] / " in lines[4]
+
+    pspo = list(csv.DictReader((folder / "table_main.csv").open()))[2]
+    assert (pspo["method"], float(pspo["last"]), float(pspo["difference"])) == ("pspo", 0.875, 0.25)
+    row = json.loads((folder / "table_main.json").read_text())["rows"][2]
+    assert (row["arm"], row["last"]["value"], row["difference"]["value"]) == ("pspo", 0.875, 0.25)
+    tex = (folder / "table_main.tex").read_text()
+    assert r"gentle & no\_clip & 62.5 {[}" in tex and tex.count(r"\toprule") == 1
+    assert all(line.count(" & ") == tex.splitlines()[-3].count(" & ") for line in tex.splitlines() if line.endswith(r" \\"))
+    for name in ("study", "command", "date", "commit", "packages", "test problems"):
+        assert f"- {name}: " in printed
+
+
+def test_the_report_is_one_file_with_figures_and_samples(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    cfg, cells = smoke
+    fill(cells)
+    report.rebuild(STUDY, cells, cfg)
+    folder = Path(cfg.results) / "smoke"
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert "wp-1" in page and "pspo, wrong" in page and "no_clip, right" in page
+    assert "src=" not in page and "<link" not in page
+    assert {path.suffix for path in (folder / "figures").iterdir()} == {".svg", ".png"}
+    assert "79.9" in page and "not to be compared" in page  # the paper's figures, apart from ours
+
+
+def test_published_figures_stand_beside_ours_only_where_they_are_known() -> None:
+    assert len(all_published()) == 6
+    assert [entry.accuracy for entry in published_for("qwen2_5_0_5b", "gsm8k", "clip")] == [17.6]
+    assert [entry.accuracy for entry in published_for("qwen2_math_1_5b", "math", "pspo")] == [59.6]
+    assert published_for("qwen2_5_0_5b", "math", "clip") == ()
+    known = Row("qwen2_math_1_5b", "gsm8k", "released", "pspo", 0, 3, 0, *[None] * 6, published_for("qwen2_math_1_5b", "gsm8k", "pspo"))  # fmt: skip
+    unknown = Row("qwen2_math_1_5b", "gsm8k", "released", "sigmoid", 0, 3, 0, *[None] * 6, ())
+    assert tables.published(known) == "79.9 (v2, trained on unknown)"
+    assert tables.published(unknown) == "unknown"
+    assert [c.title for c in tables.columns([known], "no_clip", True)][-1] == "published, %"
+    assert "published, %" not in [c.title for c in tables.columns([known], "no_clip", False)]
+
+
+def test_a_report_needs_no_torch(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    cfg, cells = smoke
+    fill(cells)
+    places = [f"{name}={getattr(cfg, name)}" for name in ("results", "runs", "models")]
+    script = (
+        "import sys, runpy; sys.argv[0] = 'experiments/report.py'; sys.path.insert(0, 'experiments');"
+        "import report; report.main();"
+        "heavy = {'torch', 'transformers', 'vllm', 'pandas'} & set(sys.modules); sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, "study=smoke", "scale=cpu", "rollout=hf", *places],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].endswith("results/smoke/table_main.md")
+
+
+@pytest.mark.parametrize(
+    ("estimate", "text"),
+    [(None, "–"), (Estimate(-0.021, (-0.05, 0.008), (-0.04, 0.0), 3, 9), "-2.1 [-5.0, +0.8] / [-4.0, +0.0]")],
+)
+def test_changes_carry_their_sign(estimate: Estimate | None, text: str) -> None:
+    assert tables.change(estimate) == text

@@ -1,0 +1,124 @@
+"""What holds for every text: nothing raises, nothing empty is right, and hostile text costs next to nothing."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pspo.grading import STATUSES, Grade, grade
+from pspo.grading.grade import settle
+
+anything = st.text(st.characters(exclude_categories=()), max_size=60)  # lone surrogates and controls included
+fragments = (
+    "#### |####|**|$|\\$|-|+|1|23|456|,|.|/|0| |\u202f|\u2212|%|e9|\n|answer is |x|=|(|)|{|}|\\frac|\\boxed{|\\text{"
+)
+fragments += r"|^|_|\|\\|or|²"
+pieces = st.lists(st.sampled_from(fragments.split("|")), max_size=14).map("".join)
+texts = st.one_of(
+    anything, pieces, anything.map(lambda text: f"#### {text}"), anything.map(lambda t: f"\\boxed{{{t}}}")
+)
+
+
+def check(outcome: Grade) -> None:
+    assert outcome.status in STATUSES
+    assert not outcome.correct or (outcome.answer and outcome.answer.strip() and outcome.status == "ok")
+    assert outcome.lenient or not outcome.correct
+    assert (outcome.status == "no_answer") <= (outcome.answer is None)
+
+
+@settings(max_examples=400, deadline=None)
+@given(texts, texts)
+def test_no_text_raises_in_gsm8k_style(completion: str, gold: str) -> None:
+    check(grade(completion, gold, "gsm8k"))
+
+
+@settings(max_examples=400, deadline=None)
+@given(texts, texts)
+def test_no_text_raises_before_math_verify(completion: str, gold: str) -> None:
+    outcome = settle(completion, gold, "math")
+    if isinstance(outcome, Grade):
+        check(outcome)
+    else:
+        assert outcome.gold.strip() and outcome.answer.strip() and all(claim.strip() for claim in outcome.claims)
+
+
+@settings(max_examples=60, deadline=None)
+@given(anything.map(lambda t: f"\\boxed{{{t}}}"), st.sampled_from(["x+1", r"\sqrt{2}", "(1,2)", "[0,1)", "x=y"]))
+def test_no_text_raises_in_math_style(completion: str, gold: str) -> None:
+    check(grade(completion, gold, "math"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(-(10**12), 10**12),
+    st.sampled_from(["{:d}", "{:,}", "**{:,}**", "${:,}.00", "{:d}.", "\\boxed{{{:d}}}"]),
+)
+def test_an_integer_is_read_back_in_every_spelling(value: int, spelling: str) -> None:
+    line = "#### " + spelling.format(value)
+    assert grade(line, str(value)).correct
+    assert not grade(line, str(value + 1)).correct
+
+
+HOSTILE = [
+    "9**9**9**9",
+    "9^{9^{9^9}}",
+    "1e999999999",
+    "1e-999999999",
+    "10^{999999999}",
+    "1" * 100_000,
+    "1," * 50_000,
+    "1/" * 50_000,
+    "-" * 100_000,
+    " " * 100_000 + "1",
+    "1 " * 50_000,
+    "(" * 100_000,
+    "{" * 100_000,
+    "}" * 100_000,
+    "\\frac" * 20_000,
+    "\\frac{" * 20_000 + "1" + "}" * 20_000,
+    "\\boxed{" * 20_000,
+    "\\text{" * 20_000 + "1" + "}" * 20_000,
+    "$" * 100_000,
+    "*" * 100_000 + "42",
+    "answer is " * 10_000,
+    "answer is 1/0 " * 10_000,
+    "#### " * 20_000,
+    "or 1 " * 20_000,
+    "x=" * 50_000,
+    "1/0 " * 25_000,
+    "a" * 100_000 + ":",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=lambda text: f"{text[:14]}-{len(text)}")
+@pytest.mark.parametrize("wrap", ["#### {}", "\\boxed{{{}}}", "{}"])
+def test_hostile_text_is_cheap(text: str, wrap: str) -> None:
+    completion = wrap.format(text)
+    start = time.perf_counter()
+    results = [
+        grade(completion, "42", "gsm8k"),
+        grade("#### 42", completion, "gsm8k"),
+        grade(f"#### 1\n{completion[:900]}", "42", "gsm8k"),
+    ]
+    outcomes = [settle(completion, "42", "math"), settle(completion[:900] + "}" * 80, "x+1", "math")]
+    seconds = time.perf_counter() - start
+    assert seconds < 0.5  # a few milliseconds on an idle core
+    assert not any(result.correct for result in results[1:])
+    assert all(not outcome.correct for outcome in outcomes if isinstance(outcome, Grade))
+
+
+def test_an_answer_too_long_to_compare_is_an_error() -> None:
+    assert grade(f"\\boxed{{{'x+' * 600}x}}", "x", "math").status == "error"
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, pspo.grading as g; g.grade('#### 1', '1'); g.grade(r'\\boxed{\\frac12}', '0.5', 'math');"
+        "g.Grader(workers=1).close();"
+        "print([m for m in ('torch', 'vllm', 'transformers', 'math_verify', 'sympy', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"

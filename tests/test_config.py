@@ -1,0 +1,172 @@
+"""Every file under conf/ composes, and a wrong setting is one readable line before anything heavy is imported."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from pspo.config import EvalConfig, SftConfig, StudyConfig, TrainConfig, compose, load_yaml, run_dir_of, to_yaml
+from pspo.config.compose import CONF, cells
+from pspo.errors import ConfigError
+
+PROGRAMS = {"train": TrainConfig, "sft": SftConfig, "eval": EvalConfig, "study": StudyConfig}
+GROUPS = {path.relative_to(CONF).parent.as_posix(): [] for path in CONF.rglob("*/*.yaml")}
+for path in CONF.rglob("*/*.yaml"):
+    GROUPS[path.relative_to(CONF).parent.as_posix()].append(path.stem)
+
+# What a choice cannot do without: the rest of a combination that makes sense.
+BESIDE = {
+    "experiment=custom": ["steps=3"],
+    "sampling=released": ["scale=paper"],
+    **{f"data={name}": ["model=qwen2_5_0_5b"] for name in GROUPS["data"] if name != "wordproblems"},
+}
+
+
+@pytest.mark.parametrize("choice", [f"{g}={c}" for g, cs in GROUPS.items() for c in cs if g != "benchmark"])
+def test_every_file_of_every_group_composes(choice):
+    cfg = compose("train", TrainConfig, [choice, *BESIDE.get(choice, [])])
+    group, _, name = choice.partition("=")
+    if group in ("surrogate", "model", "data", "prompt"):
+        assert getattr(cfg, group).name == name
+
+
+@pytest.mark.parametrize("name", GROUPS["benchmark"])
+def test_every_benchmark_composes(name):
+    cfg = compose("eval", EvalConfig, ["checkpoint=somewhere", f"benchmark={name}"])
+    assert cfg.benchmark == cfg.data.name == name
+
+
+def test_every_top_file_belongs_to_a_program_or_is_shared():
+    assert {path.stem for path in CONF.glob("*.yaml")} == {*PROGRAMS, "quiet"}
+    for name, schema in PROGRAMS.items():
+        compose(name, schema, ["checkpoint=x"] if name == "eval" else [])
+
+
+@pytest.mark.parametrize("model", ["qwen2_math_1_5b", "qwen2_5_0_5b", "qwen2_5_1_5b"])
+@pytest.mark.parametrize("surrogate", GROUPS["surrogate"])
+def test_paper_scale_composes_and_validates(model, surrogate):
+    cfg = compose("train", TrainConfig, ["scale=paper", f"model={model}", f"surrogate={surrogate}"])
+    assert (cfg.device, cfg.model.dtype, cfg.scale) == ("cuda", "bfloat16", "paper")
+    assert cfg.rollout.sequences == 64 and cfg.learner.passes == 2
+
+
+def test_a_regime_wins_over_groups_and_the_command_line_over_all():
+    assert compose("train", TrainConfig, ["experiment=stress"]).learner.passes == 2
+    assert compose("train", TrainConfig, ["experiment=stress", "learner.passes=3"]).learner.passes == 3
+    assert compose("train", TrainConfig, ["scale=paper", "model=qwen2_5_0_5b"]).model.name == "qwen2_5_0_5b"
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["surrogate.alpha=1.5"], "surrogate.alpha=1.5: "),
+        (["surrogate.alpha=-0.1"], "surrogate.alpha=-0.1: "),
+        (["surrogate.alpha=abc"], "surrogate.alpha=abc: "),
+        (
+            ["surrogate=clip", "surrogate.alpha=0.1"],
+            "surrogate.alpha=0.1: there is no such setting under surrogate=clip",
+        ),
+        (["surrogate=clop"], "surrogate=clop: must be one of clip, no_clip, pspo, sigmoid"),
+        (["learner.lrr=1"], "learner.lrr=1: there is no such setting"),
+        (["modle.dtype=float32"], "modle.dtype=float32: there is no such setting"),
+        (["+surrogate.beta=2"], "surrogate.beta=2: there is no such setting"),
+        (["steps=0"], "steps=0: "),
+        (["steps=2.5"], "steps=2.5: "),
+        (["seed=-1"], "seed=-1: "),
+        (["learner.lr=nan"], "learner.lr=nan: "),
+        (["learner.minibatches=3"], "learner.minibatches=3: must divide"),
+        (["learner.betas=[0.9]"], "learner.betas"),
+        (["rollout.top_p=0.9"], "rollout.top_p=0.9: must be 1.0"),
+        (["rollout.group_size=1"], "rollout.group_size=1: "),
+        (["data.levels=[2,9]"], "data.levels.1=9: "),
+        (["data=gsm8k"], "model.path="),
+        (["model.attention=flash_attention_2"], "model.attention=flash_attention_2: needs model.dtype=bfloat16"),
+        (["learner.token_budget=10"], "learner.token_budget=10: "),
+        (["surrogate.alpha"], "command line=surrogate.alpha: "),
+        (["experiment=custom"], "steps=???: has no value"),
+        (["experiment=null"], "command line=experiment=null: "),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value(overrides, expected):
+    with pytest.raises(ConfigError) as caught:
+        compose("train", TrainConfig, overrides)
+    assert str(caught.value).startswith(expected)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("program", ["-m pspo.train", "-m pspo.sft", "eval/evaluate.py", "experiments/reproduce.py"])
+def test_a_program_ends_with_one_line_and_no_heavy_import(program, root, tmp_path):
+    """`python -X importtime` lists what was imported."""
+    command = [sys.executable, "-X", "importtime", *program.split(), "no_such.setting=1"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2
+    assert lines == ["pspo: wrong setting: no_such.setting=1: there is no such setting"]
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "pspo.config.schema" in imported
+    assert not imported & {"torch", "vllm", "transformers", "wandb", "matplotlib"}
+    assert done.stdout == ""
+
+
+def test_a_sweep_is_checked_whole_before_its_first_run(root):
+    """The third cell is wrong: nothing runs, nothing heavy is imported."""
+    command = [sys.executable, "-m", "pspo.train", "-m", "surrogate=pspo", "surrogate.alpha=0.05,0.1,1.2", "seed=0,1"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pspo: wrong setting: surrogate.alpha=1.2: ") and done.stderr.count("\n") == 1
+
+
+def test_full_error_on_demand(root):
+    env = os.environ | {"HYDRA_FULL_ERROR": "1"}
+    command = [sys.executable, "-m", "pspo.train", "steps=0"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, env=env)
+    assert done.returncode != 0 and "Traceback" in done.stderr and "steps=0" in done.stderr
+
+
+def test_cells_of_a_command_line():
+    assert cells(["seed=3", "steps=2"]) == [["seed=3", "steps=2"]]
+    swept = cells(["-m", "surrogate=pspo", "surrogate.alpha=0.05,0.1", "seed=range(2)"])
+    assert swept == [["surrogate=pspo", f"surrogate.alpha={a}", f"seed={s}"] for a in (0.05, 0.1) for s in (0, 1)]
+
+
+def test_a_config_survives_its_file(tmp_path):
+    for overrides in ([], ["surrogate=sigmoid", "experiment=stress"], ["scale=paper"]):
+        cfg = compose("train", TrainConfig, overrides)
+        (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+        assert load_yaml(tmp_path / "config.yaml", TrainConfig) == cfg
+
+
+def test_run_id_is_what_determines_the_result_and_nothing_else():
+    base = compose("train", TrainConfig)
+    same = replace(base, tracking=replace(base.tracking, wandb="offline"), models="elsewhere")
+    assert run_dir_of(base) == run_dir_of(same)
+    others = [
+        ["seed=1"],
+        ["surrogate.alpha=0.2"],
+        ["learner.lr=1e-5"],
+        ["data.seed=1"],
+        ["sft.steps=5"],
+        ["rollout=hf"],
+    ]
+    ids = {run_dir_of(compose("train", TrainConfig, overrides)) for overrides in [[], *others]}
+    assert len(ids) == 1 + len(others)
+    assert run_dir_of(replace(base, run_dir="here")).as_posix() == "here"
+
+
+def test_every_value_has_its_source(root):
+    """Each setting under conf/ says beside it, above it, or for the whole file, where its value comes from."""
+    sources = (
+        "(paper)",
+        "(released code)",
+        "(library default)",
+        "(our choice)",
+        "(data set)",
+        "(SAPO",
+        "(Qwen2.5-Math",
+    )
+    for group in ("surrogate", "sampling", "learner", "experiment", "data", "prompt", "sft", "rollout", "model"):
+        for name in GROUPS[group]:
+            text = (CONF / group / f"{name}.yaml").read_text()
+            assert any(source in text for source in sources) or name == "custom", f"conf/{group}/{name}.yaml"

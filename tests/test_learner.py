@@ -1,0 +1,170 @@
+"""One update: against autograd on full logits, independent of how it is split, and stopped when it is not finite."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pspo.config import TrainConfig, compose
+from pspo.errors import NonFiniteError
+from pspo.learner import Learner, learning_rate
+from pspo.surrogates import clip, no_clip, pspo, sigmoid
+
+VOCAB = 31
+
+
+@pytest.fixture(scope="module")
+def settings():
+    """The small world's learner, at a rate that moves the weights visibly, without warm-up."""
+    return replace(compose("train", TrainConfig).learner, lr=1e-2, warmup_updates=0, schedule="constant")
+
+
+def learner_of(model, surrogate, cfg, temperature=0.8):
+    return Learner(model, surrogate, cfg, temperature=temperature, max_tokens=12, planned_updates=10)
+
+
+def weights_after(make_model, samples, surrogate, cfg, updates=3):
+    """All weights, flat, after some updates against the log-probs of the starting policy."""
+    learner = learner_of(make_model(), surrogate, cfg)
+    old = learner.log_probs(samples)
+    for number in range(updates):
+        learner.update(samples, old, number)
+    return torch.cat([weight.flatten() for _, weight in learner.weights()])
+
+
+def plain_log_probs(model, samples, temperature):
+    """Log-probs of completion tokens, sample by sample, from full logits."""
+    for sample in samples:
+        ids = torch.tensor([[*sample.prompt_ids, *sample.completion_ids]])
+        logits = model(ids).logits[0] / temperature
+        at = torch.arange(len(sample.prompt_ids), ids.shape[1])
+        yield logits.log_softmax(dim=1)[at - 1, ids[0, at]]
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_log_probs_and_gradient_equal_autograd_on_full_logits(make_model, make_samples, settings, tie):
+    samples = make_samples(9, VOCAB)
+    learner = learner_of(make_model(tie=tie), clip, settings)
+    old = [sample.sampler_log_probs for sample in samples]
+    oracle = make_model(tie=tie)
+    theirs = list(plain_log_probs(oracle, samples, 0.8))
+    for mine, other in zip(learner.log_probs(samples), theirs, strict=True):
+        assert mine == pytest.approx(other.tolist(), abs=1e-7)  # the model's norms compute in fp32
+
+    tokens = sum(len(sample.completion_ids) for sample in samples)
+    loss = (
+        -sum(
+            clip(log_probs - torch.tensor(before), torch.tensor(sample.advantage, dtype=torch.float64)).sum()
+            for log_probs, before, sample in zip(theirs, old, samples, strict=True)
+        )
+        / tokens
+    )
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(oracle.parameters(), settings.max_grad_norm)
+    stats = learner.update(samples, old, 0)
+    assert stats.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert stats.grad_norm == pytest.approx(norm.item(), rel=1e-6)
+    for mine, other in zip(learner.model.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("normalise", ["token", "sequence", "constant"])
+@pytest.mark.parametrize("surrogate", [no_clip, clip, sigmoid, pspo])
+def test_the_update_does_not_depend_on_how_the_minibatch_is_split(
+    make_model, make_samples, settings, normalise, surrogate
+):
+    samples = make_samples(16, VOCAB)
+    one, many = (
+        weights_after(make_model, samples, surrogate, replace(settings, normalise=normalise, token_budget=budget))
+        for budget in (100_000, 24)
+    )
+    torch.testing.assert_close(one, many, rtol=1e-9, atol=1e-12)
+
+
+def test_order_of_the_samples_does_not_matter(make_model, make_samples, settings):
+    samples = make_samples(8, VOCAB)
+    torch.testing.assert_close(
+        weights_after(make_model, samples, no_clip, settings),
+        weights_after(make_model, samples[::-1], no_clip, settings),
+        rtol=1e-9,
+        atol=1e-12,
+    )
+
+
+def half(log_ratio, advantage):
+    return pspo(log_ratio, advantage, alpha=0.5)
+
+
+def test_under_adam_without_eps_pspo_takes_the_very_steps_of_no_clip(make_model, make_samples, settings):
+    """Adam does not see a constant factor on the gradient; 1 - alpha = 1/2 is exact in binary, so not a bit differs."""
+    samples = make_samples(8, VOCAB)
+    cfg = replace(settings, adam_eps=0.0, max_grad_norm=None)
+    assert torch.equal(weights_after(make_model, samples, no_clip, cfg), weights_after(make_model, samples, half, cfg))
+
+
+def test_with_clipping_pspo_is_no_clip_with_a_wider_threshold(make_model, make_samples, settings):
+    samples = make_samples(8, VOCAB)
+    cfg = replace(settings, adam_eps=0.0, max_grad_norm=0.05)
+    wider = replace(cfg, max_grad_norm=0.05 / (1 - 0.5))
+    torch.testing.assert_close(
+        weights_after(make_model, samples, half, cfg),
+        weights_after(make_model, samples, no_clip, wider),
+        rtol=1e-4,  # torch divides by the norm plus 1e-6
+        atol=1e-6,
+    )
+
+
+def test_under_sgd_pspo_is_a_smaller_learning_rate(make_model, make_samples, settings):
+    samples = make_samples(8, VOCAB)
+    cfg = replace(settings, optimizer="sgd", max_grad_norm=None, lr=0.5)
+    torch.testing.assert_close(
+        weights_after(make_model, samples, half, cfg),
+        weights_after(make_model, samples, no_clip, replace(cfg, lr=0.25)),
+        rtol=1e-12,
+        atol=1e-14,
+    )
+
+
+def test_ratios_start_at_one_and_leave_it(make_model, make_samples, settings):
+    samples = make_samples(8, VOCAB)
+    learner = learner_of(make_model(), no_clip, settings)
+    old = learner.log_probs(samples)
+    first, second = (learner.update(samples, old, number) for number in (0, 1))
+    assert first.abs_dev / first.tokens < 1e-12 and first.max_ratio == pytest.approx(1)
+    assert second.abs_dev / second.tokens > 1e-3
+    assert first.tokens == sum(len(sample.completion_ids) for sample in samples)
+    assert 0 < first.entropy / first.tokens <= math.log(VOCAB)
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_non_finite_update_is_stopped_before_the_optimiser_moves(make_model, make_samples, settings, bad):
+    samples = make_samples(4, VOCAB)
+    learner = learner_of(make_model(), no_clip, settings)
+    old = learner.log_probs(samples)
+    learner.update(samples, old, 0)
+    before = [weight.clone() for _, weight in learner.weights()]
+    moments = [state["exp_avg"].clone() for state in learner.optimizer.state.values()]
+    with pytest.raises(NonFiniteError, match="update 1"):
+        learner.update([replace(samples[0], advantage=bad), *samples[1:]], old, 1)
+    assert all(torch.equal(a, b) for a, (_, b) in zip(before, learner.weights(), strict=True))
+    states = learner.optimizer.state.values()
+    assert all(torch.equal(a, state["exp_avg"]) for a, state in zip(moments, states, strict=True))
+
+
+def test_learning_rate_by_hand(settings):
+    cfg = replace(settings, lr=1.0, warmup_updates=4)
+    assert [learning_rate(cfg, k, 12) for k in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    linear = replace(cfg, schedule="linear")
+    assert [learning_rate(linear, k, 12) for k in (3, 4, 8, 11)] == [1.0, 1.0, 0.5, 0.125]
+
+
+def test_weights_come_under_checkpoint_names(make_model, settings, tmp_path):
+    from safetensors.torch import load_file
+
+    learner = learner_of(make_model(), no_clip, settings)
+    learner.model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    mine = dict(learner.weights())
+    assert mine.keys() == saved.keys()
+    assert all(torch.equal(mine[name], saved[name]) for name in saved)
