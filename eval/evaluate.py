@@ -49,10 +49,10 @@ def run(cfg: EvalConfig) -> None:
     """Heavy imports stand inside, so that a wrong setting is told before them."""
     checkpoint, run_dir = resolve(cfg.checkpoint)
 
-    from pspo.models import local_checkpoint
     from pspo.data import load_problems, load_tokenizer
     from pspo.evaluation import Protocol, evaluate, summary, write_records
     from pspo.grading import Grader
+    from pspo.models import local_checkpoint
     from pspo.rollout import make_sampler
     from pspo.run import limit_threads
 

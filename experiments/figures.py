@@ -1,8 +1,8 @@
-"""Learning curves of a study as SVG and PNG: one panel a regime, one line a method, mean and range over seeds. No torch."""
+"""Learning curves of a study as SVG and PNG: one panel a regime, one line a method. Never torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from records import read_metrics
+from records import Metrics, read_metrics
 from results import grouped
 from studies import Cell
 
@@ -40,7 +40,7 @@ class Curve:
 CURVES = (
     Curve("validation_accuracy", "eval/validation_accuracy", "validation accuracy, T=0 (%)", scale=100),
     Curve("reward", "reward/mean", "mean reward of a step (1 = right)"),
-    Curve("ratio", "ratio/abs_dev_mean", "mean |r − 1| of a step", log=True),
+    Curve("ratio", "ratio/abs_dev_mean", "mean |r - 1| of a step", log=True),
     Curve("entropy", "policy/entropy", "mean entropy (nats)"),
 )
 
@@ -75,7 +75,7 @@ def draw(folder: Path, cells: Sequence[Cell], arms: Sequence[str]) -> list[Path]
     return written
 
 
-def line(panel: Axes, curve: Curve, arm: str, number: int, runs: Sequence[Mapping[int, Mapping[str, float | None]]]) -> None:
+def line(panel: Axes, curve: Curve, arm: str, number: int, runs: Sequence[Metrics]) -> None:
     """The mean over seeds at the steps where every seed has the metric, and the range from least to most."""
     by_run = [
         {step: value * curve.scale for step, found in run.items() if (value := found.get(curve.metric)) is not None}
@@ -85,7 +85,8 @@ def line(panel: Axes, curve: Curve, arm: str, number: int, runs: Sequence[Mappin
     if not steps:
         return
     values = [[run[step] for run in by_run] for step in steps]
-    style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
+    colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
     label = f"{arm} ({len(runs)} seed{'s' if len(runs) > 1 else ''})"
-    panel.plot(steps, [sum(v) / len(v) for v in values], label=label, linewidth=1.6, **style)
-    panel.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=style["color"], alpha=0.15, linewidth=0)
+    panel.plot(steps, [sum(v) / len(v) for v in values], label=label, linewidth=1.6, color=colour, linestyle=dashes)
+    low, high = [min(v) for v in values], [max(v) for v in values]
+    panel.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)

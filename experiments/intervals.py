@@ -4,8 +4,8 @@ Axes: S seeds (training runs), N problems of the test part, the same for every s
 
 Two intervals stand beside each other, because they answer different questions and neither is right alone:
 
-    over seeds              Student's t over the S per-seed values: "another seed, the same problems". With three seeds it
-                            rests on three numbers, and is honest about it by being wide.
+    over seeds              Student's t over the S per-seed values: "another seed, the same problems". With three seeds
+                            it rests on three numbers, and is honest about it by being wide.
     over seeds and problems percentiles of a bootstrap that draws seeds and, independently, problems with replacement
                             (the pigeonhole bootstrap of Owen 2007, for data crossed like this): "another seed, other
                             problems of this kind". With few seeds it understates what seeds do.
@@ -53,7 +53,7 @@ def estimate(values: ArrayLike, seed: int = 0) -> Estimate:
 
 
 def student_t(values: ArrayLike, level: float = LEVEL) -> Bounds | None:
-    """mean +- t(S - 1) s / sqrt(S) of one value per seed; None for fewer than two, which say nothing of their spread."""
+    """mean +- t(S - 1) s / sqrt(S) of one value per seed; None for fewer than two, which have no spread."""
     x_S = np.asarray(values, dtype=np.float64)
     if len(x_S) < 2:
         return None

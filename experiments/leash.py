@@ -1,7 +1,7 @@
 """Runs one command that cannot outlive its owner: `python leash.py OWNER_PID COMMAND...`. Standard library only.
 
-The command leads a process group of its own. The whole group ends when the command ends, when this process is told to end
-(SIGTERM, SIGINT, SIGHUP), and, on Linux, when the owner dies in any way, SIGKILL included. The exit status is the
+The command leads a process group of its own. The whole group ends when the command ends, when this process is told to
+end (SIGTERM, SIGINT, SIGHUP), and, on Linux, when the owner dies in any way, SIGKILL included. The exit status is the
 command's; 128 + n after signal n.
 """
 

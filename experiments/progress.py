@@ -1,4 +1,4 @@
-"""What a study's user sees while it runs: a live table on a terminal, plain lines elsewhere. Reads metrics.jsonl tails."""
+"""What is seen of a study while it runs: a live table on a terminal, plain lines elsewhere. Reads metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from driver import Outcome, Task, tail
 
@@ -66,7 +67,7 @@ class Progress:
             step = f"{seen.get('step', 0):.0f}/{task.steps}" if task.steps else ""
             table.add_row(task.name, step, percent(accuracy_of(seen)), clock(time.monotonic() - since))
         bar = ProgressBar(total=max(self.total, 1), completed=self.done, width=40)
-        return Group(table, bar, f"{self.done} of {self.total}; {self.time_left()}")
+        return Group(table, bar, Text(f"{self.done} of {self.total}; {self.time_left()}"))
 
     def time_left(self) -> str:
         """From the mean duration so far; says so when there is none yet."""

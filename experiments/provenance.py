@@ -1,9 +1,10 @@
-"""Where a table comes from: study, command, date, machine, commit, package versions. Standard library and pspo.config."""
+"""Where a table comes from: study, command, date, machine, commit, package versions. Never torch."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -42,8 +43,8 @@ def machine() -> str:
     """Processor, cores and GPUs of this machine."""
     name = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).is_file():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        name = models[0] if models else name
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        name = found[1] if found else name
     parts = [f"{name}, {os.cpu_count()} cores", *gpus(), f"{platform.system()}, Python {platform.python_version()}"]
     return "; ".join(parts)
 

@@ -16,6 +16,9 @@ from pspo.errors import PspoError
 NOT_GRADED = ("timeout", "gold_unreadable", "error")
 """Outcomes that are not answers at all; they count as not correct, and are shown apart."""
 
+Metrics = Mapping[int, Mapping[str, float | None]]
+"""Step -> metric -> value; None: not finite."""
+
 
 @dataclass(frozen=True)
 class Graded:
@@ -55,9 +58,9 @@ def read_graded(path: Path) -> dict[str, Graded]:
     return graded
 
 
-def read_metrics(run_dir: Path) -> dict[int, Mapping[str, float | None]]:
-    """Step -> its metrics, in order. A step written twice has its later values; None: not finite."""
-    steps: dict[int, dict[str, float | None]] = {}
+def read_metrics(run_dir: Path) -> Metrics:
+    """The metrics of a run, steps in order. A step written twice has its later values."""
+    steps: dict[int, Mapping[str, float | None]] = {}
     for line in read_jsonl(run_dir / "metrics.jsonl"):
         steps[int(line["step"])] = line
     return {step: steps[step] for step in sorted(steps)}
@@ -68,7 +71,8 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise PspoError(f"{path} is missing though its run is marked complete; remove the run's DONE to run it again") from None
+        remedy = "remove DONE beside it to run it again"
+        raise PspoError(f"{path} is missing though its run is marked complete; {remedy}") from None
     found = []
     for number, line in enumerate(text.splitlines(), start=1):
         try:

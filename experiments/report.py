@@ -1,111 +1,20 @@
-"""python experiments/report.py study=main: tables, figures and report.html from what has been run; runs nothing.
+"""python experiments/report.py study=main: tables, figures and report.html from what has been run.
 
-Also the last act of reproduce.py. Reads run directories only, and needs neither a GPU nor torch.
+Needs neither a GPU nor torch. Also the last act of reproduce.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
-import jinja2
-
-import figures
-import tables
-from provenance import provenance
 from pspo.config import StudyConfig, program
-from pspo.config.schema import WordProblems
-from pspo.data.wordproblems import examples
-from records import Graded, read_graded
-from results import all_published, grouped, rows_of
-from studies import Cell, Study, cells_of, load_study
-
-TEMPLATE = Path(__file__).resolve().parent / "report.html.j2"
-SAMPLES = 3
-"""Problems shown for each regime."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One problem and what each method wrote, of the same seed."""
-
-    id: str
-    question: str | None
-    gold: str
-    written: list[tuple[str, Graded]]
 
 
 @program("study", StudyConfig)
 def main(cfg: StudyConfig) -> None:
+    from page import rebuild  # matplotlib and scipy come with it: a wrong setting is told before
+    from studies import cells_of, load_study
+
     study = load_study(cfg.study)
     print(rebuild(study, cells_of(study, cfg), cfg))
-
-
-def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
-    """Writes results/<study>/; returns the Markdown table with the table's path as its last line."""
-    folder = Path(cfg.results) / cfg.study
-    header, rows, paper = provenance(study, cfg), rows_of(study, cells, cfg), cfg.scale == "paper"
-    sizes = sorted({row.problems for row in rows if row.problems})
-    header["test problems"] = ", ".join(map(str, sizes)) or "none graded yet"
-    path = tables.write(folder, header, rows, study.baseline, paper)
-    drawn = figures.draw(folder / "figures", cells, list(study.arms))
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=study.title,
-        header=header,
-        columns=tables.columns(rows, study.baseline, paper),
-        rows=rows,
-        legend=tables.legend(study.baseline),
-        complete=sum(cell.complete for cell in cells),
-        cells=cells,
-        figures=[svg(figure) for figure in drawn],
-        samples=[(name, samples_of(members)) for name, members in grouped(cells, regime_name)],
-        published=all_published(),
-        paper=paper,
-    )
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    return f"{path.read_text(encoding='utf-8')}\n{path}"
-
-
-def regime_name(cell: Cell) -> str:
-    return f"{cell.model}, {cell.data}, {cell.regime}"
-
-
-def svg(path: Path) -> str:
-    """The drawing alone, without the XML declaration that has no place inside a page."""
-    text = path.read_text(encoding="utf-8")
-    return text[text.index("<svg") :]
-
-
-def samples_of(cells: Sequence[Cell]) -> list[Sample]:
-    """Problems that some methods got right and some wrong, from the first seed with two methods complete."""
-    for _, of_seed in grouped([cell for cell in cells if cell.complete], lambda cell: cell.seed):
-        if len(of_seed) < 2:
-            continue
-        answers = {cell.arm: read_graded(cell.run_dir / "eval" / f"{cell.data}.jsonl") for cell in of_seed}
-        if of_seed[0].start_evaluation.is_file():
-            answers = {"before RL": read_graded(of_seed[0].start_evaluation), **answers}
-        first = next(iter(answers.values()))
-        rows = [[graded[one] for graded in answers.values()] for one in first if all(one in g for g in answers.values())]
-        mixed = [row for row in rows if len({graded.correct for graded in row}) == 2]
-        samples = [Sample(row[0].id, None, row[0].gold, list(zip(answers, row, strict=True))) for row in mixed[:SAMPLES]]
-        return with_questions(samples, of_seed[0])
-    return []
-
-
-def with_questions(samples: Sequence[Sample], cell: Cell) -> list[Sample]:
-    """Questions of the built-in world are made again; those of published data sets are shown where the file has them."""
-    data = cell.cfg.data
-    made = {}
-    if isinstance(data, WordProblems):
-        made = {one.problem.id: one.problem.question for one in examples(data, "test", data.test)}
-    return [
-        Sample(sample.id, made.get(sample.id, sample.written[-1][1].question), sample.gold, sample.written)
-        for sample in samples
-    ]
 
 
 if __name__ == "__main__":

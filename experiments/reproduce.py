@@ -2,7 +2,7 @@
 
     what the cells start from: made (pspo.sft) and evaluated (eval/evaluate.py) where that is missing
     every cell without DONE:   python -m pspo.train <its overrides>, `jobs` at a time, log in <runs>/logs/
-    tables, figures, report:   report.py's code; the table's path is the last line of the output
+    tables, figures, report:   page.py; the table's path is the last line of the output
 
 A run that fails does not stop the others; the program then ends with status 1 and names each, with the table written
 from what there is. Interrupted, it ends its children and exits with 130. Imports no torch: that is for the children.
@@ -17,13 +17,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import report
 import slurm
 from driver import Outcome, Task, run_tasks
+from progress import Progress
 from pspo.config import SftConfig, StudyConfig, compose, program, warm_start_dir
 from pspo.config.schema import WordProblems
 from pspo.errors import ConfigError, PspoError
-from progress import Progress
 from studies import Cell, cells_of, load_study, override
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,13 +45,16 @@ def reproduce(cfg: StudyConfig) -> None:
         return
     if cfg.cell is not None:
         if cfg.cell >= len(cells):
-            raise ConfigError("cell", cfg.cell, f"study {cfg.study} has cells 0 to {len(cells) - 1} at scale={cfg.scale}")
+            last = len(cells) - 1
+            raise ConfigError("cell", cfg.cell, f"study {cfg.study} has cells 0 to {last} at scale={cfg.scale}")
         cells = [cells[cfg.cell]]
     whole = cfg.cell is None and not cfg.start_only
     with alone(Path(cfg.runs) / f".study-{cfg.study}.lock", wait=False) if whole else contextlib.nullcontext():
         failures = run_missing(cells, cfg)
         if whole:
-            print(report.rebuild(study, cells, cfg))
+            from page import rebuild  # matplotlib and scipy come with it: a wrong setting is told before
+
+            print(rebuild(study, cells, cfg))
     if failures:
         for outcome in failures:
             say(f"FAILED {outcome.task.name}: {outcome.error}; log: {outcome.task.log}")
@@ -63,7 +65,7 @@ def run_missing(cells: Sequence[Cell], cfg: StudyConfig) -> list[Outcome]:
     """Makes what the cells start from, then runs those that are not complete; returns the failures."""
     with alone(Path(cfg.models) / f".start-{cfg.study}.lock", wait=True):
         run_or_stop(start_tasks(cells, cfg), cfg)
-        # On the cores together with the first cells it would be quicker, but an array of jobs would evaluate it N times.
+        # Beside the first cells it would be quicker, but then each job of an array would evaluate it.
         run_or_stop(evaluation_tasks(cells, cfg), cfg)
     if cfg.start_only:
         return []
@@ -120,7 +122,7 @@ def start_tasks(cells: Sequence[Cell], cfg: StudyConfig) -> list[Task]:
 
 
 def evaluation_tasks(cells: Sequence[Cell], cfg: StudyConfig) -> list[Task]:
-    """The evaluations of starting policies, on the test parts of the cells, that are not there in the size asked for."""
+    """The evaluations of starting policies, on the cells' test parts, that are not there in the size asked for."""
     tasks: dict[Path, Task] = {}
     for cell in cells:
         path = cell.start_evaluation

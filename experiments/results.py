@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from intervals import Bounds, Estimate, estimate, wilson
 from pspo.config import StudyConfig
-from pspo.data.wordproblems import arithmetic_holds, style_of
+from pspo.data.wordproblems import arithmetic_holds, equations, style_of
 from pspo.errors import PspoError
 from records import NOT_GRADED, Graded, read_graded
 from studies import Cell, Study
@@ -51,7 +51,7 @@ class Texts:
     steps: float | None
     """Written step by step; None where the data set knows no styles."""
     arithmetic: float | None
-    """In which every equation is true: right arithmetic, whether or not it answers the question."""
+    """With equations, all of them true: right arithmetic, whether or not it answers the question."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _by_seed(cells: Sequence[Cell], which: str, read: Callable[[Path], Answers])
 
 def accuracy(by_seed: Mapping[int, Answers]) -> Estimate | None:
     """None without a run. Raises PspoError where seeds were graded on different problems."""
-    return estimate(correct_of(by_seed)) if by_seed else None
+    return estimate(correct_of(by_seed.values())) if by_seed else None
 
 
 def difference(ours: Mapping[int, Answers], theirs: Mapping[int, Answers]) -> Estimate | None:
@@ -154,14 +154,13 @@ def difference(ours: Mapping[int, Answers], theirs: Mapping[int, Answers]) -> Es
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         return None
-    pair = {(seed, who): answers[seed] for seed in seeds for who, answers in enumerate((ours, theirs))}
-    correct_2SN = correct_of(pair)
-    return estimate(correct_2SN[0::2] - correct_2SN[1::2])
+    correct_2SN = correct_of([answers[seed] for answers in (ours, theirs) for seed in seeds])
+    return estimate(correct_2SN[: len(seeds)] - correct_2SN[len(seeds) :])
 
 
-def correct_of(runs: Mapping[object, Answers]) -> NDArray[np.float64]:
+def correct_of(runs: Iterable[Answers]) -> NDArray[np.float64]:
     """Right (1) or not (0) [runs, N], columns in one order; raises PspoError where the problems are not the same."""
-    every = list(runs.values())
+    every = list(runs)
     ids = list(every[0])
     for answers in every[1:]:
         if answers.keys() != every[0].keys():
@@ -180,7 +179,9 @@ def texts_of(graded: Sequence[Graded], data: str) -> Texts | None:
         truncated=_share(not one.finished for one in graded),
         not_graded=sum(one.status in NOT_GRADED for one in graded),
         steps=_share(style_of(one.text) == "steps" for one in graded) if has_styles else None,
-        arithmetic=_share(arithmetic_holds(one.text) for one in graded) if has_styles else None,
+        arithmetic=_share(bool(equations(one.text)) and arithmetic_holds(one.text) for one in graded)
+        if has_styles
+        else None,
     )
 
 

@@ -23,7 +23,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "slurm" / "study.sh"
 def submit(cfg: StudyConfig, cells: Sequence[Cell], prepare: bool) -> None:
     """Submits the cells that are not complete, and a report after them. Raises PspoError without sbatch."""
     if shutil.which("sbatch") is None:
-        raise PspoError("launcher=slurm needs sbatch, which is not here; run it where jobs are submitted, or launcher=local")
+        raise PspoError("launcher=slurm needs sbatch, which is not here; run it where jobs are submitted, or locally")
     arguments = arguments_of(cfg)
     wanted = cells if cfg.cell is None else [cell for cell in cells if cell.index == cfg.cell]
     missing = [cell.index for cell in wanted if not cell.complete]

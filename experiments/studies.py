@@ -1,8 +1,8 @@
 """A study as data: what `studies/<name>.yaml` may say, and the grid of training runs (cells) that it stands for.
 
 A cell is one training run: one arm (method), model, data set, regime and seed. Its config is composed exactly as
-`python -m pspo.train <overrides>` would compose it, so its run directory is known before it has run. Imports pspo.config
-and pspo.errors only; never torch.
+`python -m pspo.train <overrides>` would compose it, so its run directory is known before it has run. Imports
+pspo.config and pspo.errors only; never torch.
 """
 
 from __future__ import annotations

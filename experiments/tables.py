@@ -12,7 +12,7 @@ from pathlib import Path
 from intervals import Bounds, Estimate
 from results import Row
 
-NONE = "–"
+NONE = "-"
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Column:
 
 
 def columns(rows: Sequence[Row], baseline: str, paper: bool) -> list[Column]:
-    """The columns that these rows need: model and data only where they differ, the paper's figures only at its scale."""
+    """The columns these rows need: model and data only where they differ, the paper's figures only at its scale."""
     chosen: list[Column] = []
     if len({(row.model, row.data) for row in rows}) > 1:
         chosen += [Column("model", lambda row: row.model), Column("trained and tested on", lambda row: row.data)]
@@ -52,12 +52,13 @@ def columns(rows: Sequence[Row], baseline: str, paper: bool) -> list[Column]:
 def legend(baseline: str) -> list[str]:
     """What the columns mean."""
     return [
-        "Accuracy: T=0, one completion a problem, test part, last checkpoint, mean over seeds. After it the 95% interval "
+        "Accuracy: T=0, one completion a problem, test part, last checkpoint, mean over seeds; then the 95% interval "
         "over seeds (Student's t) / over seeds and problems (bootstrap of both); before RL: Wilson's, over problems.",
         "At best validation: the checkpoint that was best on the validation part, graded on the test part.",
-        f"Minus {baseline}: paired, on the same seeds and problems. Gain: paired with the policy before RL, same problems. "
-        "No interval is corrected for the number of comparisons.",
-        "Step by step: completions of one operation an equation. Arithmetic true: every equation written holds. "
+        f"Minus {baseline}: paired, on the same seeds and problems. Gain: paired with the policy before RL, on the "
+        "same problems. No interval is corrected for the number of comparisons.",
+        "Step by step: completions of one operation an equation. Arithmetic true: those with "
+        "equations, all of which hold. "
         "Not graded: time-outs and errors of the grader; they count as not correct.",
     ]
 
@@ -113,9 +114,10 @@ def published(row: Row) -> str:
 def markdown(header: Mapping[str, str], rows: Sequence[Row], baseline: str, paper: bool) -> str:
     chosen = columns(rows, baseline, paper)
     lines = [f"- {name}: {value}" for name, value in header.items()]
-    lines += ["", "| " + " | ".join(column.title for column in chosen) + " |", "| " + " | ".join("---" for _ in chosen) + " |"]
-    lines += ["| " + " | ".join(column.text(row) for column in chosen) + " |" for row in rows]
-    return "\n".join([*lines, "", *legend(baseline)]) + "\n"
+    table = [[column.title for column in chosen], ["---" for _ in chosen]]
+    table += [[column.text(row) for column in chosen] for row in rows]
+    lines += ["", *(f"| {' | '.join(line)} |" for line in table), ""]
+    return "\n".join([*lines, *legend(baseline)]) + "\n"
 
 
 def tex(header: Mapping[str, str], rows: Sequence[Row], baseline: str, paper: bool) -> str:
@@ -136,7 +138,6 @@ TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
-    NONE: "--",
     "[": "{[}",  # after \\ a bracket would be its optional argument
     "]": "{]}",
 }
@@ -185,11 +186,12 @@ def flat(row: Row) -> dict[str, object]:
 def write(folder: Path, header: Mapping[str, str], rows: Sequence[Row], baseline: str, paper: bool) -> Path:
     """Writes table_main.{md,csv,tex,json} into a folder; returns the path of the Markdown one."""
     folder.mkdir(parents=True, exist_ok=True)
+    record = {"header": dict(header), "baseline": baseline, "rows": [asdict(row) for row in rows]}
     texts = {
         "md": markdown(header, rows, baseline, paper),
         "csv": comma_separated(rows),
         "tex": tex(header, rows, baseline, paper),
-        "json": json.dumps({"header": dict(header), "baseline": baseline, "rows": [asdict(row) for row in rows]}, indent=1) + "\n",
+        "json": json.dumps(record, indent=1) + "\n",
     }
     for ending, text in texts.items():
         (folder / f"table_main.{ending}").write_text(text, encoding="utf-8")

@@ -1,7 +1,8 @@
-"""python experiments/theory.py: the paper's five formal results checked on random distributions, and its Figure 1 drawn.
+"""python experiments/theory.py: the paper's five formal results on random distributions, and its Figure 1.
 
-Prints one line a result with the largest violation that was found; exits with 1 if any is above rounding. The statements
-are those of arXiv 2509.21282 as derived in docs/method.md. Distributions are over V tokens, in float64. Imports torch.
+Prints one line a result with the largest violation that was found; exits with 1 if any is above rounding. The
+statements are those of arXiv 2509.21282 as derived in docs/method.md. Distributions are over V tokens, in float64.
+Imports torch.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ def main() -> int:
     options = parser.parse_args()
     worst = violations(options.trials, options.seed)
     for name, value in worst.items():
-        print(f"{'holds' if value <= ROUNDING else 'BROKEN'}  {name}: largest violation {value:.1e} in {options.trials} trials")
+        verdict = "holds" if value <= ROUNDING else "BROKEN"
+        print(f"{verdict}  {name}: largest violation {value:.1e} in {options.trials} trials")
     print(figure_1(options.out))
     return int(any(value > ROUNDING for value in worst.values()))
 
 
 def violations(trials: int, seed: int) -> dict[str, float]:
-    """Result -> its largest violation: for an equation the difference, for a bound how far it is exceeded, at least 0."""
+    """Result -> its largest violation: for an equation the difference, for a bound how far it is exceeded, or 0."""
     generator = torch.Generator().manual_seed(seed)
     worst: dict[str, float] = {}
     for trial in range(trials):
@@ -57,7 +59,7 @@ def of_one(logits_V: Tensor, old_logits_V: Tensor, alpha: float, advantage_V: Te
     p, q = logits_V.softmax(-1), old_logits_V.softmax(-1)
     smooth = (1 - alpha) * p + alpha * q
     log_r = logits_V.log_softmax(-1) - old_logits_V.log_softmax(-1)
-    # Ratios reach e^60 where pi_old hardly puts anything; those the surrogate clamps are its own matter, not the paper's.
+    # Ratios reach e^60 where pi_old puts hardly anything; those that the surrogate clamps are not the paper's matter.
     kept = log_r.abs() < surrogates.MAX_LOG_RATIO
     r, a = log_r[kept].exp(), advantage_V[kept]
     size = r.clamp(min=1.0)  # rounding is relative: differences of large ratios are measured against them
@@ -68,9 +70,15 @@ def of_one(logits_V: Tensor, old_logits_V: Tensor, alpha: float, advantage_V: Te
     value = surrogates.pspo(log_r[kept], a, alpha)
     return {
         "Lemma 2.1, TV(pi~, pi_old) = (1 - alpha) TV(pi, pi_old)": gap(tv(smooth, q), (1 - alpha) * tv(p, q)),
-        "Corollary 2.2, KL(pi~ || pi_old) <= (1 - alpha) KL(pi || pi_old)": excess(kl(smooth, q), (1 - alpha) * kl(p, q)),
-        "Corollary 2.2, KL(pi_old || pi~) <= (1 - alpha) KL(pi_old || pi)": excess(kl(q, smooth), (1 - alpha) * kl(q, p)),
-        "Proposition 2.3, |r~ - 1| = (1 - alpha) |r - 1|": gap((r_smooth - 1).abs() / size, (1 - alpha) * (r - 1).abs() / size),
+        "Corollary 2.2, KL(pi~ || pi_old) <= (1 - alpha) KL(pi || pi_old)": excess(
+            kl(smooth, q), (1 - alpha) * kl(p, q)
+        ),
+        "Corollary 2.2, KL(pi_old || pi~) <= (1 - alpha) KL(pi_old || pi)": excess(
+            kl(q, smooth), (1 - alpha) * kl(q, p)
+        ),
+        "Proposition 2.3, |r~ - 1| = (1 - alpha) |r - 1|": gap(
+            (r_smooth - 1).abs() / size, (1 - alpha) * (r - 1).abs() / size
+        ),
         "Proposition 2.3, the surrogate is r~ A": gap(value / size, r_smooth * a / size),
         "Proposition 2.3, d(r~ A)/dr = (1 - alpha) A": gap(slope, (1 - alpha) * a),
         "Proposition 2.4, pi~(a) <= 1 - alpha (1 - pi_old(a))": excess(smooth, 1 - alpha * (1 - q)),
@@ -125,9 +133,9 @@ def figure_1(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     methods: dict[str, tuple[surrogates.Surrogate, str, str]] = {
         "no clipping": (surrogates.no_clip, "#000000", ":"),
-        "clip, ε = 0.2": (lambda x, a: surrogates.clip(x, a, 0.2, 0.2), "#E69F00", "-"),
-        "sigmoid, τ = 1 and 1.05": (surrogates.sigmoid, "#56B4E9", "-."),
-        "PSPO, α = 0.2": (lambda x, a: surrogates.pspo(x, a, 0.2), "#009E73", "--"),
+        r"clip, $\epsilon$ = 0.2": (lambda x, a: surrogates.clip(x, a, 0.2, 0.2), "#E69F00", "-"),
+        r"sigmoid, $\tau$ = 1 and 1.05": (surrogates.sigmoid, "#56B4E9", "-."),
+        r"PSPO, $\alpha$ = 0.2": (lambda x, a: surrogates.pspo(x, a, 0.2), "#009E73", "--"),
     }
     log_r = torch.linspace(0.02, 2.5, 1241, dtype=torch.float64).log()
     plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "pspo"}
@@ -139,7 +147,7 @@ def figure_1(folder: Path) -> Path:
             axes[0][column].plot(log_r.exp(), surrogate(log_r, advantage), **style)
             axes[1][column].plot(log_r.exp(), slope_in_r(surrogate, log_r, advantage), **style)
         axes[0][column].set(title=f"A = {sign:+.0f}", ylabel="surrogate")
-        axes[1][column].set(xlabel="ratio r = π / π_old", ylabel="slope d surrogate / d r")
+        axes[1][column].set(xlabel=r"ratio r = $\pi / \pi_\mathrm{old}$", ylabel="slope d surrogate / d r")
     axes[0][0].legend(frameon=False, fontsize="small")
     for ending in ("png", "svg"):
         figure.savefig(folder / f"figure_1.{ending}", dpi=160, metadata={"Date": None} if ending == "svg" else None)

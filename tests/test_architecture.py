@@ -10,7 +10,7 @@ import pytest
 LAYERS = [
     {"errors", "seeds", "types", "metrics"},
     {"config"},
-    {"surrogates", "advantages", "logprobs", "grading"},
+    {"surrogates", "advantages", "logprobs", "grading", "muon"},
     {"data"},
     {"objective", "batching", "models"},
     {"learner", "rollout", "tracking"},

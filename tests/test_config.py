@@ -12,9 +12,10 @@ from pspo.config.compose import CONF, cells
 from pspo.errors import ConfigError
 
 PROGRAMS = {"train": TrainConfig, "sft": SftConfig, "eval": EvalConfig, "study": StudyConfig}
-GROUPS = {path.relative_to(CONF).parent.as_posix(): [] for path in CONF.rglob("*/*.yaml")}
-for path in CONF.rglob("*/*.yaml"):
-    GROUPS[path.relative_to(CONF).parent.as_posix()].append(path.stem)
+# conf/study/ is no group but the root of the study program, whose settings share names with groups.
+GROUPS: dict[str, list[str]] = {p.parent.name: [] for p in CONF.glob("*/*.yaml") if p.parent.name != "study"}
+for path in CONF.glob("*/*.yaml"):
+    GROUPS.get(path.parent.name, []).append(path.stem)
 
 # What a choice cannot do without: the rest of a combination that makes sense.
 BESIDE = {
@@ -39,7 +40,9 @@ def test_every_benchmark_composes(name):
 
 
 def test_every_top_file_belongs_to_a_program_or_is_shared():
-    assert {path.stem for path in CONF.glob("*.yaml")} == {*PROGRAMS, "quiet"}
+    tops = [*CONF.glob("*.yaml"), *CONF.glob("study/*.yaml")]
+    assert {path.stem for path in tops} == {*PROGRAMS, "quiet"}
+    assert len(list(CONF.rglob("*.yaml"))) == len(tops) + sum(map(len, GROUPS.values()))  # nothing is left out
     for name, schema in PROGRAMS.items():
         compose(name, schema, ["checkpoint=x"] if name == "eval" else [])
 

@@ -118,7 +118,7 @@ def test_the_end_belongs_to_the_completion_and_a_cut_is_marked(engines, checkpoi
 
 @pytest.mark.parametrize("name", ["hf", pytest.param("vllm", marks=needs_vllm)])
 def test_new_weights_really_arrive(cfg, checkpoint, engines, name):
-    """After an update of every parameter the engine samples from the learner's new policy, and after zeros uniformly."""
+    """After every parameter has moved the engine samples from the new policy, and after zeros uniformly."""
     engine, model = engines[name], load_policy(checkpoint, attention="eager")
     original = [(key, value.clone()) for key, value in model.named_parameters()]
     before = draw(engine, n=2)

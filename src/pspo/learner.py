@@ -91,10 +91,9 @@ class Learner:
         for micro in micro_batches(samples, self.cfg.token_budget, self.model.device):
             log_probs, entropy = self._forward(micro)
             index, offsets = micro.index.tolist(), micro.offsets.tolist()
-            to = {"dtype": log_probs.dtype, "device": log_probs.device}
-            old_log_probs = torch.tensor([old[i][k] for i, k in zip(index, offsets, strict=True)], **to)
-            advantage = torch.tensor([samples[i].advantage for i in index], **to)
-            weight = weights[micro.index.cpu()].to(**to)
+            old_log_probs = log_probs.new_tensor([old[i][k] for i, k in zip(index, offsets, strict=True)])
+            advantage = log_probs.new_tensor([samples[i].advantage for i in index])
+            weight = weights[micro.index.cpu()].to(log_probs)
 
             log_ratio = log_probs - old_log_probs
             loss = -(weight * self.surrogate(log_ratio, advantage)).sum()

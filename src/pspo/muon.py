@@ -1,9 +1,9 @@
-"""Muon, the optimiser of the warm start's weight matrices: it needs about half of AdamW's steps here.
+"""Muon, the optimiser of the warm start's weight matrices, known to need fewer steps than AdamW.
 
 Momentum, then the nearest orthogonal matrix to it by five Newton-Schulz iterations (Jordan et al. 2024,
 https://kellerjordan.github.io/posts/muon), scaled so that an entry moves as far as under AdamW at the same rate (Liu et
-al. 2025, arXiv 2502.16982). torch.optim.Muon is the same in bfloat16, in which a CPU without such instructions is fifty
-times slower. Imports torch only.
+al. 2025, arXiv 2502.16982). torch.optim.Muon is the same in bfloat16, in which a CPU without such instructions
+takes seconds for a step. Imports torch only.
 """
 
 from __future__ import annotations

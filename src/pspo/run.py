@@ -157,8 +157,8 @@ class Run:
     def old_log_probs(self, samples: Sequence[Sample], step: int) -> list[tuple[float, ...]]:
         """Log-probs of every completion token under the policy that the ratios are taken against.
 
-        Measures the gap between sampler and learner. Raises MismatchError where it is too wide on the first batch, or on
-        the second, which is the first that was sampled after new weights went to the sampler.
+        Measures the gap between sampler and learner. Raises MismatchError where it is too wide on the first batch, or
+        on the second, which is the first that was sampled after new weights went to the sampler.
         """
         sampled = [sample.sampler_log_probs for sample in samples]
         if self.cfg.learner.old_log_probs == "sampler" and step > 2:
@@ -171,7 +171,8 @@ class Run:
                 f"on the batch of step {step} the learner's ratios to the sampler have mean |r - 1| = "
                 f"{self.metrics['gap/abs_dev_mean']:.2g}, above rollout.max_gap={self.cfg.rollout.max_gap}: they would "
                 "not start at 1. Causes seen: weights or tokenizer that differ between the two, a temperature that one "
-                "of them does not apply, new weights that do not reach the sampler, rollout.dtype=bfloat16 beside a float32 learner"
+                "of them does not apply, new weights that do not reach the sampler, rollout.dtype=bfloat16 beside a "
+                "float32 learner"
             )
         return learned if self.cfg.learner.old_log_probs == "learner" else sampled
 

@@ -121,7 +121,8 @@ def fine_tune(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, cfg: 
     from pspo.muon import Muon
 
     sft = cfg.sft
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (matrices if parameter.ndim == 2 and "embed" not in name else others).append(parameter)
     optimizers: list[torch.optim.Optimizer] = [

@@ -10,6 +10,7 @@ import pytest
 from pspo.config import StudyConfig, compose
 from studies import Cell, cells_of, load_study, override
 
+
 @pytest.fixture
 def study_config(tmp_path: Path) -> Callable[..., StudyConfig]:
     """The config of a study whose every output is under tmp_path."""

@@ -56,7 +56,9 @@ def test_tasks_run_side_by_side_up_to_the_limit(tmp_path: Path) -> None:
 def test_a_failure_is_told_with_its_last_line_and_stops_nothing(tmp_path: Path) -> None:
     bad = task(tmp_path, "bad", "print('pspo: lr=0 is too low', file=sys.stderr); sys.exit(3)")
     silent = task(tmp_path, "silent", "pass")
-    good = task(tmp_path, "good", "product.write_text(os.environ['OMP_NUM_THREADS'])", environment={"OMP_NUM_THREADS": "1"})
+    good = task(
+        tmp_path, "good", "product.write_text(os.environ['OMP_NUM_THREADS'])", environment={"OMP_NUM_THREADS": "1"}
+    )
     errors = {outcome.task.name: outcome.error for outcome in run_tasks([bad, silent, good], 1, Seen())}
     assert errors["bad"] == "pspo: lr=0 is too low (exit status 3)"
     assert errors["silent"] is not None and "without writing" in errors["silent"]
@@ -85,7 +87,8 @@ class View:
     def ended(self, outcome): pass
     def tick(self): pass
 code = ("import os, subprocess, sys, time; p = subprocess.Popen(['sleep', '600']);"
-        "open(sys.argv[1] + '.new', 'w').write(f'{{os.getpid()}} {{p.pid}}'); os.rename(sys.argv[1] + '.new', sys.argv[1]);"
+        "open(sys.argv[1] + '.new', 'w').write(f'{{os.getpid()}} {{p.pid}}'); "
+        "os.rename(sys.argv[1] + '.new', sys.argv[1]);"
         "time.sleep(600)")
 here = Path({folder!r})
 tasks = [Task(n, (sys.executable, "-c", code, str(here / n)), here / (n + ".log"), here / "DONE") for n in ("a", "b")]
@@ -133,7 +136,7 @@ def test_nothing_outlives_a_driver_that_is_killed(
 
 
 def gone(pid: int, within: float = 10.0) -> bool:
-    """Ended (a zombie that nobody waits for included) within some seconds; ends it otherwise, to leave nothing behind."""
+    """Ended within some seconds, as an unreaped zombie too; ends it otherwise, to leave nothing behind."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
         try:

@@ -30,7 +30,7 @@ def test_bootstrap_over_seeds_alone_reaches_the_worst_and_the_best_seed() -> Non
 
 
 def test_bootstrap_draws_both_axes() -> None:
-    # Variance of a mean of random effects, a for seeds and b for problems: (var a) / S + (var b) / N, independent parts.
+    # Variance of a mean of random effects, a for seeds and b for problems: (var a) / S + (var b) / N.
     rng = np.random.default_rng(1)
     a_S, b_N = rng.normal(size=40), rng.normal(size=60)
     low, high = bootstrap(a_S[:, None] + b_N[None, :], draws=20_000)

@@ -1,8 +1,9 @@
-"""What reproduce.py decides to run, and what it does where it cannot. No model runs here: tests/test_study_end_to_end.py."""
+"""What reproduce.py decides to run, and what it does where it cannot. No model runs here."""
 
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import subprocess
@@ -10,13 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import reproduce
 import slurm
 from driver import Task
+from progress import Progress, last_metrics
 from pspo.config import EvalConfig, SftConfig, StudyConfig, TrainConfig, compose, run_dir_of, warm_start_dir
 from pspo.errors import PspoError
-from progress import last_metrics
 from studies import Cell
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,7 +153,7 @@ def test_slurm_gets_a_start_an_array_of_what_is_missing_and_a_report(
     kept = tmp_path / "kept"
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
-    sbatch.write_text(f"#!/bin/sh\necho \"$@\" >>{kept}\nwc -l <{kept}\n")
+    sbatch.write_text(f'#!/bin/sh\necho "$@" >>{kept}\nwc -l <{kept}\n')
     sbatch.chmod(0o755)
     monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
     slurm.submit(cfg, cells, prepare=True)
@@ -164,7 +166,9 @@ def test_slurm_gets_a_start_an_array_of_what_is_missing_and_a_report(
 
 
 def test_slurm_arguments_give_the_same_study(tmp_path: Path) -> None:
-    cfg = compose("study", StudyConfig, [f"runs='{tmp_path}/a b'", "overrides=['steps=2','model.path=\"x,y\"']", "jobs=3"])
+    cfg = compose(
+        "study", StudyConfig, [f"runs='{tmp_path}/a b'", "overrides=['steps=2','model.path=\"x,y\"']", "jobs=3"]
+    )
     assert compose("study", StudyConfig, slurm.arguments_of(cfg)) == cfg
 
 
@@ -176,12 +180,27 @@ def test_slurm_arguments_give_the_same_study(tmp_path: Path) -> None:
         (["report", "study=smoke"], None, "experiments/report.py study=smoke"),
     ],
 )
-def test_the_batch_script_runs_a_study_a_cell_or_the_report(arguments: list[str], index: str | None, expected: str) -> None:
+def test_the_batch_script_runs_a_study_a_cell_or_the_report(
+    arguments: list[str], index: str | None, expected: str
+) -> None:
     env = {**os.environ, "PYTHON": "/bin/echo", "SLURM_SUBMIT_DIR": str(ROOT)}
     if index is not None:
         env["SLURM_ARRAY_TASK_ID"] = index
-    done = subprocess.run([ROOT / "slurm" / "study.sh", *arguments], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [ROOT / "slurm" / "study.sh", *arguments], env=env, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == expected
+
+
+def test_a_terminal_shows_what_runs_and_how_far_it_is(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 3, "eval/validation_accuracy": 0.625}\n')
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with Progress(total=4, done=1, at_once=2, console=console) as view:
+        view.started(Task("clip/s0", (), tmp_path / "log", tmp_path / "DONE", metrics=metrics, steps=40))
+        view.tick()
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "clip/s0" in shown and "3/40" in shown and "62.5%" in shown and "1 of 4" in shown
 
 
 def test_progress_reads_a_file_that_is_being_written(tmp_path: Path) -> None:

@@ -82,7 +82,11 @@ scales:
         ("[surrogate=clip]", "[surrogate=klip]", r"surrogate=klip: must be one of clip, no_clip, pspo, sigmoid"),
         ("[surrogate=clip]", "[surrogate=no_clip]", r"b/tiny.* is the same run as a/tiny"),
         ("[experiment=gentle]", "[experiment=gentle, learner.lr=fast]", r"learner.lr=fast"),
-        ("[experiment=gentle]}", "[experiment=gentle]}\n    also: [{arm: c, overrides: []}]", r"also.arm=c: must be one of a, b"),
+        (
+            "[experiment=gentle]}",
+            "[experiment=gentle]}\n    also: [{arm: c, overrides: []}]",
+            r"also.arm=c: must be one of a, b",
+        ),
         ("title: t", "title: [", r"not YAML"),
     ],
 )

@@ -27,7 +27,7 @@ _RESPELL = [(re.compile(pattern), replacement) for pattern, replacement in [
 @functools.lru_cache(maxsize=1024)
 def _parse(latex: str) -> list[Any]:
     """math-verify's readings of `latex`: sympy objects, and the normalised string as a last resort."""
-    from math_verify import LatexExtractionConfig, parse  # type: ignore[import-untyped]
+    from math_verify import LatexExtractionConfig, parse
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time-outs are off
     for pattern, replacement in _RESPELL:

@@ -50,6 +50,8 @@ class VllmSampler:
             options |= {
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": cfg.vllm.max_sequences * max_tokens,
+                # A group shares its prompt's blocks; of the default 128 tokens no short prompt fills one.
+                "block_size": 32,
             }
         else:
             options["gpu_memory_utilization"] = cfg.vllm.gpu_memory_utilization
