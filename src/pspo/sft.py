@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pspo.rollout import Sampler
 
 FIRST_INDEX = 10_000_000  # far behind the problems that RL trains on: those are new to the policy
-MICRO_BATCH = 32  # sequences of similar length computed together
+MICRO_BATCH = 16  # sequences of similar length computed together
 SAMPLES = 4  # completions of a validation problem at temperature 1
 
 
