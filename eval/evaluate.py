@@ -6,17 +6,19 @@ nothing of them is defined here.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
-from pspo.config import EvalConfig, program
+from pspo.config import EvalConfig, TrainConfig, load_yaml, program
 from pspo.errors import ConfigError
 
 
 def resolve(checkpoint: str) -> tuple[str, Path | None]:
     """What to load, and the run it belongs to: a run directory stands for its last checkpoint; a hub id for itself."""
     path = Path(checkpoint)
-    steps = sorted(path.glob("checkpoints/step-*"), key=lambda p: int(p.name.removeprefix("step-")))
+    found = [p for p in path.glob("checkpoints/step-*") if re.fullmatch(r"step-\d+", p.name)]
+    steps = sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
     if steps:
         return str(steps[-1]), path
     if path.parent.name == "checkpoints" and path.is_dir():
@@ -39,10 +41,20 @@ def out_path(cfg: EvalConfig, checkpoint: str, run_dir: Path | None) -> Path:
         parts.append(f"T{cfg.temperature:g}x{cfg.samples}")
     if cfg.limit is not None:
         parts.append(f"first-{cfg.limit}")
+    if run_dir is not None and (run_dir / "config.yaml").exists():
+        # Another protocol than the run's own must not replace the record that tables are made from.
+        run = load_yaml(run_dir / "config.yaml", TrainConfig)
+        if protocol_of(cfg) != protocol_of(run):
+            parts.append(hashlib.sha256(repr(protocol_of(cfg)).encode()).hexdigest()[:8])
     home = run_dir or (
         Path(checkpoint) if Path(checkpoint).is_dir() else Path("evals") / re.sub(r"\W+", "-", checkpoint)
     )
     return home / "eval" / (".".join(parts) + ".jsonl")
+
+
+def protocol_of(cfg: EvalConfig | TrainConfig) -> tuple[object, ...]:
+    """What decides which problems are asked, how, and how long an answer may be."""
+    return cfg.data, cfg.prompt, cfg.eval.max_new_tokens, cfg.rollout.dtype
 
 
 def run(cfg: EvalConfig) -> None:
@@ -54,15 +66,16 @@ def run(cfg: EvalConfig) -> None:
     from pspo.grading import Grader
     from pspo.models import local_checkpoint
     from pspo.rollout import make_sampler
-    from pspo.run import limit_threads
+    from pspo.startup import prepare
 
-    limit_threads(cfg.threads)
+    prepare(cfg.device, cfg.threads)
     directory = local_checkpoint(checkpoint, cfg.model.revision)
     tokenizer = load_tokenizer(directory)
     problems = load_problems(cfg.data, cfg.split, cfg.seed)[: cfg.limit]
     longest = cfg.rollout.max_prompt_tokens + cfg.eval.max_new_tokens
     sampler = make_sampler(directory, cfg.rollout, tokenizer, cfg.device, longest)
-    protocol = Protocol(cfg.eval.max_new_tokens, cfg.temperature, cfg.rollout.top_p, cfg.samples, cfg.seed)
+    limits = cfg.rollout.max_prompt_tokens, cfg.eval.max_new_tokens
+    protocol = Protocol(*limits, cfg.temperature, cfg.rollout.top_p, cfg.samples, cfg.seed)
     with Grader() as grader:
         records = evaluate(sampler, tokenizer, grader, problems, cfg.prompt, protocol)
     sampler.close()

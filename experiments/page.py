@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
 import figures
 import tables
-from provenance import provenance
 from pspo.config import StudyConfig
 from pspo.config.schema import WordProblems
 from pspo.data.wordproblems import examples
+from pspo.provenance import provenance
 from records import Graded, read_graded
 from results import all_published, grouped, rows_of
+from slurm import arguments_of
 from studies import Cell, Study
 
 TEMPLATE = Path(__file__).resolve().parent / "report.html.j2"
@@ -36,7 +41,7 @@ class Sample:
 def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     """Writes results/<study>/; returns the Markdown table with the table's path as its last line."""
     folder = Path(cfg.results) / cfg.study
-    header, rows, paper = provenance(study, cfg), rows_of(study, cells, cfg), cfg.scale == "paper"
+    header, rows, paper = header_of(study, cells, cfg), rows_of(study, cells, cfg), cfg.scale == "paper"
     sizes = sorted({row.problems for row in rows if row.problems})
     header["test problems"] = ", ".join(map(str, sizes)) or "none graded yet"
     path = tables.write(folder, header, rows, study.baseline, paper)
@@ -59,6 +64,31 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
     return f"{path.read_text(encoding='utf-8')}\n{path}"
+
+
+def header_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> dict[str, str]:
+    """Where the table comes from, name by name. Commit, packages and machine are those that the runs wrote down."""
+    made = [summary["provenance"] for cell in cells if cell.complete and (summary := read_summary(cell.run_dir))]
+    head = {
+        "study": f"{cfg.study}: {study.title}",
+        "shows": " ".join(study.shows.split()),
+        "command": command(cfg),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    for name in provenance():
+        found = sorted({one[name] for one in made})
+        head[name] = " / ".join(found) + (" (MIXED)" if len(found) > 1 else "") if found else "no run is complete"
+    return head
+
+
+def command(cfg: StudyConfig) -> str:
+    """What to type for the same runs."""
+    return shlex.join(["python", "experiments/reproduce.py", *arguments_of(cfg)])
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """A complete run's summary.json."""
+    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
 
 
 def regime_name(cell: Cell) -> str:

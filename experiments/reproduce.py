@@ -20,8 +20,7 @@ from pathlib import Path
 import slurm
 from driver import Outcome, Task, run_tasks
 from progress import Progress
-from pspo.config import SftConfig, StudyConfig, compose, program, warm_start_dir
-from pspo.config.schema import WordProblems
+from pspo.config import EvalConfig, SftConfig, StudyConfig, compose, program, warm_start_dir
 from pspo.errors import ConfigError, PspoError
 from studies import Cell, cells_of, load_study, override
 
@@ -126,40 +125,37 @@ def evaluation_tasks(cells: Sequence[Cell], cfg: StudyConfig) -> list[Task]:
     tasks: dict[Path, Task] = {}
     for cell in cells:
         path = cell.start_evaluation
-        if path in tasks or lines(path) in problems_asked_for(cell):
+        if path in tasks or path.exists():
             continue
         limit = cell.cfg.eval.test_problems
-        # The benchmark picks model, prompt and token limits; what was overridden for the run holds here as well.
-        settings = ("model", "data", "prompt", "rollout")
-        kept = [text for text in cell.overrides if group_of(text) in settings and "." in text.partition("=")[0]]
+        # The benchmark picks model, prompt and token limits; what was chosen for the run holds here as well.
+        settings = ("model", "data", "prompt", "sampling", "rollout", "eval")
+        arguments = [
+            override("checkpoint", cell.start_checkpoint),
+            f"benchmark={cell.cfg.data.name}",
+            override("out", str(path)),
+            f"device={cell.cfg.device}",
+            f"threads={'null' if cell.cfg.threads is None else cell.cfg.threads}",
+            f"limit={'null' if limit is None else limit}",
+            *(text for text in cell.overrides if group_of(text) in settings),
+        ]
+        same = compose("eval", EvalConfig, arguments)
+        if (same.data, same.prompt, same.eval.max_new_tokens, same.rollout.dtype, same.rollout.engine) != (
+            cell.cfg.data,
+            cell.cfg.prompt,
+            cell.cfg.eval.max_new_tokens,
+            cell.cfg.rollout.dtype,
+            cell.cfg.rollout.engine,
+        ):
+            raise PspoError(f"{cell.name} is graded under another protocol than eval/evaluate.py {' '.join(arguments)}")
         tasks[path] = Task(
             name=f"evaluation of {cell.start_dir.name} on {cell.cfg.data.name}",
-            command=(
-                sys.executable,
-                str(ROOT / "eval" / "evaluate.py"),
-                override("checkpoint", cell.start_checkpoint),
-                f"benchmark={cell.cfg.data.name}",
-                override("out", str(path)),
-                f"rollout={cfg.rollout}",
-                f"device={cell.cfg.device}",
-                f"threads={'null' if cell.cfg.threads is None else cell.cfg.threads}",
-                f"limit={'null' if limit is None else limit}",
-                *kept,
-            ),
+            command=(sys.executable, str(ROOT / "eval" / "evaluate.py"), *arguments),
             log=Path(cfg.runs) / "logs" / f"eval-{cell.start_dir.name}-{cell.cfg.data.name}.log",
             product=path,
             environment=threads(cfg),
         )
     return list(tasks.values())
-
-
-def problems_asked_for(cell: Cell) -> range:
-    """Numbers of lines that the starting policy's file may have; for published data sets any, their size is theirs."""
-    limit, data = cell.cfg.eval.test_problems, cell.cfg.data
-    if isinstance(data, WordProblems):
-        number = data.test if limit is None else min(limit, data.test)
-        return range(number, number + 1)
-    return range(1, sys.maxsize) if limit is None else range(limit, limit + 1)
 
 
 def threads(cfg: StudyConfig) -> dict[str, str]:
@@ -170,13 +166,6 @@ def threads(cfg: StudyConfig) -> dict[str, str]:
 def group_of(text: str) -> str:
     """The setting's first part: model for model=tiny and model.arch.layers=2."""
     return text.partition("=")[0].lstrip("+~").partition(".")[0]
-
-
-def lines(path: Path) -> int:
-    if not path.is_file():
-        return 0
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ pspo.config and pspo.errors only; never torch.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field
 
-from pspo.config import StudyConfig, TrainConfig, compose, load_yaml, run_dir_of, warm_start_dir
+from pspo.config import StudyConfig, TrainConfig, compose, load_yaml, run_dir_of, to_yaml, warm_start_dir
 from pspo.config.schema import FORBID, Seed
 from pspo.errors import ConfigError
 
@@ -130,8 +131,10 @@ class Cell:
 
     @property
     def start_evaluation(self) -> Path:
-        """Per-problem file of the starting policy on the test part that this run is graded on."""
-        return self.start_dir / "eval" / f"{self.cfg.data.name}.jsonl"
+        """Per-problem file of the starting policy on the test part that this run is graded on, under its protocol."""
+        parts = (self.cfg.model, self.cfg.data, self.cfg.prompt, self.cfg.rollout, self.cfg.eval)
+        protocol = hashlib.sha256("".join(to_yaml(part) for part in parts).encode()).hexdigest()[:8]
+        return self.start_dir / "eval" / f"{self.cfg.data.name}.{protocol}.jsonl"
 
 
 def load_study(name: str) -> Study:

@@ -8,13 +8,15 @@ import pytest
 
 # Lower rooms first: a module imports from its own line and those above it.
 LAYERS = [
-    {"errors", "seeds", "types", "metrics"},
+    {"errors", "seeds", "types", "metrics", "provenance"},
     {"config"},
+    {"rundir"},
     {"surrogates", "advantages", "logprobs", "grading", "muon"},
     {"data"},
     {"objective", "batching", "models"},
     {"learner", "rollout", "tracking"},
     {"evaluation"},
+    {"startup"},
     {"run", "sft"},
     {"train"},
 ]
@@ -62,7 +64,17 @@ def test_only_one_module_imports_vllm_and_only_one_hydra(root):
 
 @pytest.mark.parametrize(
     "module",
-    ["pspo", "pspo.config", "pspo.data", "pspo.grading", "pspo.metrics", "pspo.seeds", "pspo.types", "pspo.train"],
+    [
+        "pspo",
+        "pspo.config",
+        "pspo.data",
+        "pspo.grading",
+        "pspo.metrics",
+        "pspo.seeds",
+        "pspo.types",
+        "pspo.train",
+        "pspo.rundir",
+    ],
 )
 def test_light_rooms_need_no_heavy_package(module, root):
     code = (

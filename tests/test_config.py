@@ -21,6 +21,7 @@ for path in CONF.glob("*/*.yaml"):
 BESIDE = {
     "experiment=custom": ["steps=3"],
     "sampling=released": ["scale=paper"],
+    "sampling=boxed": ["scale=paper"],
     **{f"data={name}": ["model=qwen2_5_0_5b"] for name in GROUPS["data"] if name != "wordproblems"},
 }
 

@@ -137,6 +137,32 @@ def test_ratios_start_at_one_and_leave_it(make_model, make_samples, settings):
     assert 0 < first.entropy / first.tokens <= math.log(VOCAB)
 
 
+def test_steps_of_the_papers_rate_are_not_lost_in_bf16(make_model, make_samples, settings):
+    """A step of 5e-7 is far below the spacing of bf16 numbers: weights stay fp32, only the forward pass is bf16."""
+    samples = make_samples(8, VOCAB)
+    cfg = replace(settings, lr=5e-7)
+    learner = Learner(
+        make_model(dtype=torch.float32),
+        no_clip,
+        cfg,
+        compute_dtype="bfloat16",
+        temperature=0.8,
+        max_tokens=12,
+        planned_updates=10,
+    )
+    before = [weight.clone() for _, weight in learner.weights()]
+    log_probs = learner.log_probs(samples)
+    learner.update(samples, log_probs, 0)
+    pairs = [(a, b) for a, (_, b) in zip(before, learner.weights(), strict=True) if a.ndim == 2]
+    moved = sum((a != b).sum().item() for a, b in pairs) / sum(a.numel() for a, _ in pairs)
+    assert moved > 0.9
+    lost = sum((a.bfloat16() == b.bfloat16()).sum().item() for a, b in pairs) / sum(a.numel() for a, _ in pairs)
+    assert lost > 0.9  # had the weights been bf16
+    exact = learner_of(make_model(dtype=torch.float32), no_clip, cfg).log_probs(samples)
+    difference = max(abs(x - y) for a, b in zip(log_probs, exact, strict=True) for x, y in zip(a, b, strict=True))
+    assert 1e-6 < difference < 0.1  # the forward pass did run in bf16
+
+
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_a_non_finite_update_is_stopped_before_the_optimiser_moves(make_model, make_samples, settings, bad):
     samples = make_samples(4, VOCAB)

@@ -6,26 +6,30 @@ Imports: rollout, grading, data. No torch of its own.
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from pspo.config import schema
 from pspo.data import encode_prompt, prompt_hash
+from pspo.errors import ConfigError, NonFiniteError
 from pspo.grading import Grade, Grader
 from pspo.rollout import Sampler
 from pspo.seeds import derive
 from pspo.types import Completion, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class Protocol:
     """How completions are drawn: T=0 and one sample is the paper's."""
 
+    max_prompt_tokens: int
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
@@ -48,14 +52,20 @@ def evaluate(
 
     The top-level correct, status and tokens are those of the first completion.
     """
+    prompts = [encode_prompt(prompt, tokenizer, problem.question) for problem in problems]
+    for problem, ids in zip(problems, prompts, strict=True):
+        if len(ids) > protocol.max_prompt_tokens:
+            needed = f"problem {problem.id} has a prompt of {len(ids)} tokens"
+            raise ConfigError("rollout.max_prompt_tokens", protocol.max_prompt_tokens, needed)
     drawn = sampler.sample(
-        [encode_prompt(prompt, tokenizer, problem.question) for problem in problems],
+        prompts,
         n=protocol.samples,
         seeds=[derive(protocol.seed, "evaluation", problem.id) for problem in problems],
         temperature=protocol.temperature,
         top_p=protocol.top_p,
         max_new_tokens=protocol.max_new_tokens,
     )
+    stop_if_not_finite(completion for row in drawn for completion in row)
     pairs = [(problem, completion) for problem, row in zip(problems, drawn, strict=True) for completion in row]
     grades = grader.grade([(completion.text, problem.gold, prompt.style) for problem, completion in pairs])
     written = [_completion(c, grade) for (_, c), grade in zip(pairs, grades, strict=True)]
@@ -73,6 +83,14 @@ def evaluate(
     ]
 
 
+def stop_if_not_finite(completions: Iterable[Completion]) -> None:
+    """Raises NonFiniteError where a sampled token's log-prob is not a number: the policy has diverged, or its
+    checkpoint is damaged, and what it wrote is noise that must not be reported as wrong answers."""
+    for completion in completions:
+        if not all(map(math.isfinite, completion.log_probs)):
+            raise NonFiniteError("the policy's log-probs are not finite: it has diverged, or its weights are damaged")
+
+
 def _completion(completion: Completion, grade: Grade) -> dict[str, Any]:
     # An answer in a text that never ended is not counted: with a longer limit the policy might have gone on.
     fields = asdict(grade)
@@ -82,7 +100,7 @@ def _completion(completion: Completion, grade: Grade) -> dict[str, Any]:
 
 
 def summary(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Over all completions: accuracy, strict and lenient; shares truncated, without answer, in error; mean length."""
+    """Over all completions: accuracy, strict and lenient; truncated, without answer, in error; mean length."""
     drawn = [completion for record in records for completion in record["completions"]]
     count = len(drawn)
     return {

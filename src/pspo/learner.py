@@ -29,6 +29,7 @@ from pspo.types import Sample
 class Learner:
     """Holds the policy being learned.
 
+    The weights keep the dtype of `model`; with `compute_dtype` bfloat16 the forward pass runs under autocast.
     `temperature` is the one the completions were sampled at: it is part of the policy whose ratio is taken.
     `max_tokens` is the length that normalise=constant divides by. `planned_updates` is what the schedule decays over.
     """
@@ -39,11 +40,13 @@ class Learner:
         surrogate: Surrogate,
         cfg: schema.Learner,
         *,
+        compute_dtype: schema.DType = "float32",
         temperature: float,
         max_tokens: int,
         planned_updates: int,
     ) -> None:
         self.model, self.surrogate, self.cfg = model, surrogate, cfg
+        self.autocast = compute_dtype == "bfloat16"
         self.temperature, self.max_tokens, self.planned_updates = temperature, max_tokens, planned_updates
         if cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -104,9 +107,12 @@ class Learner:
 
     def _forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """Log-probs and entropies [M] of a micro-batch's completion tokens; prompt positions are never projected."""
-        hidden = self.model.base_model(input_ids=micro.input_ids, use_cache=False).last_hidden_state  # [N, T, D]
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
+            hidden = self.model.base_model(input_ids=micro.input_ids, use_cache=False).last_hidden_state  # [N, T, D]
         head: Any = self.model.get_output_embeddings()
-        return token_log_probs(hidden[micro.rows, micro.cols], head.weight, micro.targets, self.temperature)
+        weight = head.weight.bfloat16() if self.autocast else head.weight
+        chosen = hidden[micro.rows, micro.cols].to(weight.dtype)
+        return token_log_probs(chosen, weight, micro.targets, self.temperature)
 
 
 def learning_rate(cfg: schema.Learner, number: int, planned: int) -> float:

@@ -28,7 +28,7 @@ SECTIONS: dict[str, list[Metric]] = {
             "grade/error_share",
             "share",
             "Completions whose grading ended in a time-out, an unreadable gold or an error; "
-            "none of these is a wrong answer.",
+            "counted apart from wrong answers, and rewarded as little.",
         ),
         Metric("length/mean", "tokens", "Mean length of the completions, EOS included."),
         Metric("length/max", "tokens", "Longest completion."),
@@ -54,7 +54,11 @@ SECTIONS: dict[str, list[Metric]] = {
             "Tokens with an advantage whose surrogate passes on less than a tenth of it; "
             "counts clip's zero and sigmoid's tails alike.",
         ),
-        Metric("kl/k1", "nats", "Mean of -log r: unbiased estimate of KL(pi_old || pi), may be negative."),
+        Metric(
+            "kl/k1",
+            "nats",
+            "Mean of -log r over the tokens trained on, an estimate of KL(pi_old || pi); may be negative.",
+        ),
         Metric("kl/k3", "nats", "Mean of r - 1 - log r: the same quantity, never negative."),
         Metric(
             "policy/entropy", "nats", "Mean entropy of the policy at completion tokens, at the rollout temperature."
@@ -82,12 +86,15 @@ SECTIONS: dict[str, list[Metric]] = {
         Metric("eval/validation_truncated_share", "share", "Validation completions cut at the token limit."),
     ],
     "Time and speed": [
-        Metric("time/step_s", "s", "The whole step, evaluation and checkpoints not counted."),
+        Metric("time/step_s", "s", "The whole step by the clock on the wall, less time/eval_s and time/save_s."),
         Metric("time/rollout_s", "s", "Sampling the step's completions."),
-        Metric("time/grade_s", "s", "Grading them, and everything else that is bookkeeping of the rollout."),
+        Metric("time/grade_s", "s", "Grading them."),
         Metric("time/learn_s", "s", "Old log-probs and all updates."),
+        Metric("time/check_s", "s", "The first steps' comparison of sampler and learner."),
         Metric("time/sync_s", "s", "Loading the new weights into the sampler."),
+        Metric("time/other_s", "s", "The rest of time/step_s: prompts, advantages, batches, bookkeeping."),
         Metric("time/eval_s", "s", "Evaluation on the validation part, at evaluation steps."),
+        Metric("time/save_s", "s", "Writing checkpoints."),
         Metric("speed/rollout_tokens_per_s", "tokens/s", "Completion tokens sampled per second of time/rollout_s."),
         Metric(
             "speed/learn_tokens_per_s",

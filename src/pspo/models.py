@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
@@ -76,7 +76,7 @@ def load_policy(
             trust_remote_code=False,
             use_safetensors=True,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise PspoError(f"{path}: no model could be loaded: {first_line(error)}") from error
     return model.to(device)
 
@@ -106,9 +106,12 @@ def read_weights(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
     if not files:
         raise PspoError(f"{directory}: no *.safetensors in it")
     for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - the file is no mapping
-                yield name, file.get_tensor(name)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - the file is no mapping
+                    yield name, file.get_tensor(name)
+        except SafetensorError as error:
+            raise PspoError(f"{path} is damaged: {first_line(error)}") from error
 
 
 def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> Path:
@@ -125,6 +128,8 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         publish(fresh, target)
+    except (OSError, SafetensorError) as error:
+        raise PspoError(f"{target} cannot be written: {first_line(error)}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return target

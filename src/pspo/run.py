@@ -9,75 +9,93 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import random
 import shutil
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pspo.advantages import has_signal
-from pspo.config import TrainConfig, load_yaml, run_dir_of, warm_start_dir
-from pspo.config.compose import NOT_IN_RUN_ID, config_hash
+from pspo.config import TrainConfig, run_dir_of, schema
 from pspo.data import encode_prompt, load_problems, load_tokenizer
-from pspo.errors import ConfigError, MismatchError, NonFiniteError, PspoError
-from pspo.evaluation import Protocol, evaluate, summary, write_records
+from pspo.data.wordproblems import Split
+from pspo.errors import ConfigError, MismatchError, NonFiniteError
+from pspo.evaluation import Protocol, evaluate, stop_if_not_finite, summary, write_records
 from pspo.grading import Grade, Grader
 from pspo.learner import Learner, learning_rate
-from pspo.models import load_policy, local_checkpoint, read_weights, save_policy
+from pspo.models import load_policy, read_weights, save_policy
 from pspo.objective import UpdateStats
+from pspo.provenance import provenance
 from pspo.rollout import make_sampler
 from pspo.seeds import derive
+from pspo.startup import fitting, prepare, starting_checkpoint
 from pspo.surrogates import from_config
 from pspo.tracking import Tracker
 from pspo.types import Group, Problem, Sample
 
-STEP_PHASES = ("rollout", "grade", "learn", "sync")
+STEP_PHASES = ("rollout", "grade", "check", "learn", "sync")
 
 
 class Run:
-    """Everything of one run that outlives a step. A context manager.
+    """Everything of one run that outlives a step. A context manager, which opens its parts and closes them.
 
-    `done` is True where the run directory already holds this run, finished; then nothing is loaded. A run that was cut
-    off starts afresh. Raises ConfigError where the directory holds another run.
+    Writes into `run_dir_of(cfg)`, which the caller holds (`pspo.rundir`).
     """
 
     def __init__(self, cfg: TrainConfig) -> None:
         self.cfg, self.dir = cfg, run_dir_of(cfg)
-        self.done = claim(self.dir, cfg)
-        if self.done:
-            print(f"{self.dir} is complete", file=sys.stderr)
-            return
-        started = time.perf_counter()
-        limit_threads(cfg.threads)
+        self.total_seconds: defaultdict[str, float] = defaultdict(float)
+        self.validated: dict[int, float] = {}
+        self.checks_left = 2  # of sampler against learner: on the first batch, and on the first with new weights
+        self.moved = False
+        self._clear()
+
+    def __enter__(self) -> Run:
+        with ExitStack() as stack:
+            self._open(stack)
+            self._parts = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._parts.__exit__(*error)
+
+    def _open(self, stack: ExitStack) -> None:
+        cfg, started = self.cfg, time.perf_counter()
+        prepare(cfg.device, cfg.threads)
         checkpoint = starting_checkpoint(cfg)
         self.tokenizer = load_tokenizer(checkpoint)
-        self.training = load_problems(cfg.data, "train", cfg.seed)
-        self.validation = load_problems(cfg.data, "validation", cfg.seed)[: cfg.eval.validation_problems]
-        self.grader = Grader()
+        self.training, self.validation = self._load("train"), self._load("validation")[: cfg.eval.validation_problems]
+        self.grader = stack.enter_context(Grader())
         longest = cfg.rollout.max_prompt_tokens + max(cfg.rollout.max_new_tokens, cfg.eval.max_new_tokens)
         self.sampler = make_sampler(checkpoint, cfg.rollout, self.tokenizer, cfg.device, longest)
-        model = load_policy(checkpoint, dtype=cfg.model.dtype, attention=cfg.model.attention, device=cfg.device)
+        stack.callback(self.sampler.close)
+        # Weights in fp32 whatever the dtype of the computation: a step of 5e-7 is lost in a bf16 weight.
+        model = load_policy(checkpoint, dtype="float32", attention=cfg.model.attention, device=cfg.device)
         self.learner = Learner(
             model.train(),
             from_config(cfg.surrogate),
             cfg.learner,
+            compute_dtype=cfg.model.dtype,
             temperature=cfg.rollout.temperature,
             max_tokens=cfg.rollout.max_new_tokens,
             planned_updates=cfg.updates,
         )
-        self.tracker = Tracker(self.dir, cfg)
-        self._clear()
-        self.total_seconds: defaultdict[str, float] = defaultdict(float, set_up=time.perf_counter() - started)
-        self.validated: dict[int, float] = {}
+        self.tracker = stack.enter_context(Tracker(self.dir, cfg))
+        self.total_seconds["set_up"] = time.perf_counter() - started
+
+    def _load(self, split: Split) -> Sequence[Problem]:
+        problems = load_problems(self.cfg.data, split, self.cfg.seed)
+        if isinstance(self.cfg.data, schema.WordProblems):
+            return problems  # made on demand, and short
+        return fitting(problems, self.cfg.prompt, self.tokenizer, self.cfg.rollout.max_prompt_tokens, split)
 
     def _clear(self) -> None:
         """What belongs to one step."""
@@ -86,19 +104,11 @@ class Run:
         self.learned_tokens = 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
-    def __enter__(self) -> Run:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if not self.done:
-            self.tracker.__exit__(kind, error, trace)
-            self.grader.close()
-            self.sampler.close()
-
     # --- the step --------------------------------------------------------------------------------------------------
 
     def problems(self, step: int) -> list[Problem]:
         """P problems, in epochs without repetition; they depend on seed and step alone."""
+        self.step_started = time.perf_counter()
         size, total = self.cfg.rollout.prompts, len(self.training)
         places = range((step - 1) * size, step * size)
         return [self.training[epoch_order(self.cfg.seed, place // total, total)[place % total]] for place in places]
@@ -120,6 +130,7 @@ class Run:
                 top_p=rollout.top_p,
                 max_new_tokens=rollout.max_new_tokens,
             )
+        stop_if_not_finite(completion for row in drawn for completion in row)
         groups = [Group(*parts) for parts in zip(problems, prompts, map(tuple, drawn), strict=True)]
         lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
         cut = [not completion.finished for group in groups for completion in group.completions]
@@ -149,32 +160,42 @@ class Run:
         }
         return rewards
 
-    def with_signal(self, samples: list[Sample]) -> list[Sample]:
-        """The samples to learn from: without those whose group gave no signal, unless the config keeps them."""
-        kept = [sample for sample in samples if sample.advantage != 0]
-        return kept if self.cfg.learner.drop_no_signal else samples
+    def with_signal(self, samples: list[Sample], rewards: Tensor) -> list[Sample]:
+        """The samples to learn from: without groups whose rewards are all equal, unless the config keeps them."""
+        if not self.cfg.learner.drop_no_signal:
+            return samples
+        kept = has_signal(rewards).repeat_interleave(rewards.shape[1]).tolist()
+        return [sample for sample, keep in zip(samples, kept, strict=True) if keep]
 
-    def old_log_probs(self, samples: Sequence[Sample], step: int) -> list[tuple[float, ...]]:
-        """Log-probs of every completion token under the policy that the ratios are taken against.
+    def check(self, samples: Sequence[Sample], step: int) -> None:
+        """Do sampler and learner hold the same policy? On the first batch, and on the first after new weights.
 
-        Measures the gap between sampler and learner. Raises MismatchError where it is too wide on the first batch, or
-        on the second, which is the first that was sampled after new weights went to the sampler.
+        Raises MismatchError where ratios would not start near 1, with the causes that we have seen.
         """
+        if not self.checks_left:
+            return
+        with self.clock("check"):
+            self.metrics |= gap(self.learner.log_probs(samples), [sample.sampler_log_probs for sample in samples])
+        found, allowed = self.metrics["gap/abs_dev_mean"], self.cfg.rollout.max_gap
+        if not found <= allowed:  # written so that a gap that is not a number stops the run as well
+            raise MismatchError(
+                f"on the batch of step {step} the learner's ratios to the sampler have mean |r - 1| = {found:.2g}, "
+                f"above rollout.max_gap={allowed}: they would not start at 1. Causes seen: weights or tokenizer that "
+                "differ between the two, a temperature that one of them does not apply, new weights that do not reach "
+                "the sampler, rollout.dtype=bfloat16 beside model.dtype=float32"
+            )
+        if self.checks_left == 2 or self.moved:
+            self.checks_left -= 1
+
+    def old_log_probs(self, samples: Sequence[Sample]) -> list[tuple[float, ...]]:
+        """Log-probs of every completion token under the policy that the ratios are taken against."""
         sampled = [sample.sampler_log_probs for sample in samples]
-        if self.cfg.learner.old_log_probs == "sampler" and step > 2:
+        if self.cfg.learner.old_log_probs == "sampler" or not samples:
             return sampled  # the gap is that of the first update: the policy has not moved before it
         with self.clock("learn"):
             learned = self.learner.log_probs(samples)
         self.metrics |= gap(learned, sampled)
-        if step <= 2 and self.metrics["gap/abs_dev_mean"] > self.cfg.rollout.max_gap:
-            raise MismatchError(
-                f"on the batch of step {step} the learner's ratios to the sampler have mean |r - 1| = "
-                f"{self.metrics['gap/abs_dev_mean']:.2g}, above rollout.max_gap={self.cfg.rollout.max_gap}: they would "
-                "not start at 1. Causes seen: weights or tokenizer that differ between the two, a temperature that one "
-                "of them does not apply, new weights that do not reach the sampler, rollout.dtype=bfloat16 beside a "
-                "float32 learner"
-            )
-        return learned if self.cfg.learner.old_log_probs == "learner" else sampled
+        return learned
 
     def update(self, samples: Sequence[Sample], old: Sequence[Sequence[float]], step: int) -> None:
         """One optimiser update over a minibatch. Saves what is needed to look into a non-finite one, and raises it."""
@@ -191,13 +212,14 @@ class Run:
             raise NonFiniteError(
                 f"step {step}: {error}. Policy before the update and its minibatch: {evidence}"
             ) from error
-        if not self.updates and self.cfg.learner.old_log_probs == "sampler":
+        if not self.updates and "gap/abs_dev_mean" not in self.metrics:
             self.metrics |= {
                 "gap/abs_dev_mean": stats.abs_dev / stats.tokens,
                 "gap/log_prob_max": stats.max_abs_log_ratio,
             }
         self.metrics["optim/lr"] = learning_rate(cfg, number, self.cfg.updates)
         self.updates.append(stats)
+        self.moved = True
         self.learned_tokens += sum(len(sample) for sample in samples)
 
     def sync(self) -> None:
@@ -220,14 +242,17 @@ class Run:
                 "eval/validation_truncated_share": found["truncated_share"],
             }
         if step == self.cfg.steps or (due and step > 0 and self.best_step == step):
-            self._checkpoint(step)
+            with self.clock("save"):
+                self._checkpoint(step)
 
     def log(self, step: int) -> None:
         """Writes the step's metrics; step 0 is before training."""
         if step > 0:
             self.metrics |= update_metrics(UpdateStats.total(self.updates))
             self.metrics["speed/learn_tokens_per_s"] = self.learned_tokens / max(self.seconds["learn"], 1e-9)
-            self.metrics["time/step_s"] = sum(self.seconds[phase] for phase in STEP_PHASES)
+            whole = time.perf_counter() - self.step_started - self.seconds["eval"] - self.seconds["save"]
+            self.metrics["time/step_s"] = whole
+            self.metrics["time/other_s"] = whole - sum(self.seconds[phase] for phase in STEP_PHASES)
         self.metrics |= {f"time/{phase}_s": seconds for phase, seconds in self.seconds.items()}
         for phase, seconds in self.seconds.items():
             self.total_seconds[phase] += seconds
@@ -245,15 +270,16 @@ class Run:
         found: dict[str, dict[str, float]] = {}
         if self.cfg.eval.at_end:
             with self.clock("test"):
-                problems = load_problems(self.cfg.data, "test", self.cfg.seed)[: self.cfg.eval.test_problems]
-                last = self._graded(problems)
-                best = last
-                if self.best_step != self.cfg.steps:
-                    self.sampler.load(read_weights(self._step_dir(self.best_step)))
-                    best = self._graded(problems)
-                for suffix, records in (("", last), (".best", best)):
+                problems = self._load("test")[: self.cfg.eval.test_problems]
+                graded = {"": self._graded(problems)}
+                if self.validated:  # without validation no step is the best one
+                    graded[".best"] = graded[""]
+                    if self.best_step != self.cfg.steps:
+                        self.sampler.load(read_weights(self._step_dir(self.best_step)))
+                        graded[".best"] = self._graded(problems)
+                for suffix, records in graded.items():
                     write_records(self.dir / "eval" / f"{self.cfg.data.name}{suffix}.jsonl", records)
-                found = {"last": summary(last), "best": summary(best)}
+                found = {suffix.removeprefix(".") or "last": summary(records) for suffix, records in graded.items()}
             self.total_seconds["test"] = self.seconds["test"]
         result = {
             "run_dir": str(self.dir),
@@ -262,13 +288,13 @@ class Run:
             "validation": {str(step): accuracy for step, accuracy in self.validated.items()},
             "test": found,
             "seconds": dict(self.total_seconds),
-            "machine": {"torch": torch.__version__, "device": self.cfg.device, "threads": torch.get_num_threads()},
+            "provenance": provenance(),
         }
         (self.dir / "summary.json").write_text(json.dumps(result, indent=1) + "\n")
         (self.dir / "DONE").touch()
 
     def _graded(self, problems: Sequence[Problem]) -> list[dict]:
-        protocol = Protocol(max_new_tokens=self.cfg.eval.max_new_tokens, seed=self.cfg.seed)
+        protocol = Protocol(self.cfg.rollout.max_prompt_tokens, self.cfg.eval.max_new_tokens, seed=self.cfg.seed)
         return evaluate(self.sampler, self.tokenizer, self.grader, problems, self.cfg.prompt, protocol)
 
     def _checkpoint(self, step: int) -> None:
@@ -289,43 +315,6 @@ class Run:
         if self.cfg.device == "cuda":
             torch.cuda.synchronize()
         self.seconds[phase] += time.perf_counter() - started
-
-
-def claim(run_dir: Path, cfg: TrainConfig) -> bool:
-    """True where `run_dir` holds this run complete; otherwise clears what an earlier attempt at it left."""
-    written = run_dir / "config.yaml"
-    if written.exists():
-        before = load_yaml(written, TrainConfig)
-        if config_hash(before, NOT_IN_RUN_ID) != config_hash(cfg, NOT_IN_RUN_ID):
-            raise ConfigError(
-                "run_dir", run_dir, "holds a run with other settings (its config.yaml); name another directory"
-            )
-        if (run_dir / "DONE").exists():
-            return True
-        for name in ("checkpoints", "eval", "nonfinite"):
-            shutil.rmtree(run_dir / name, ignore_errors=True)
-        (run_dir / "summary.json").unlink(missing_ok=True)
-    elif run_dir.exists() and any(run_dir.iterdir()):
-        raise ConfigError("run_dir", run_dir, "is not empty and holds no run; name another directory")
-    return False
-
-
-def starting_checkpoint(cfg: TrainConfig) -> str:
-    """Directory of the policy that training starts from; raises PspoError where the warm start has not been made."""
-    if cfg.model.path is not None:
-        return local_checkpoint(cfg.model.path, cfg.model.revision)
-    made = warm_start_dir(cfg)
-    if not (made / "DONE").exists():
-        raise PspoError(f"model={cfg.model.name} has no warm start at {made}: make it with `python -m pspo.sft`")
-    return str(made)
-
-
-def limit_threads(threads: int | None) -> None:
-    """Sets the number of CPU threads of this process, for libraries that are loaded later too; None leaves it."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-        torch.set_num_threads(threads)
 
 
 @lru_cache(maxsize=1)

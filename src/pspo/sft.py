@@ -34,7 +34,8 @@ from pspo.data.wordproblems import (
     style_of,
     train_example,
 )
-from pspo.errors import NonFiniteError
+from pspo.errors import ConfigError, NonFiniteError
+from pspo.evaluation import stop_if_not_finite
 from pspo.grading import grade
 from pspo.seeds import derive
 
@@ -67,6 +68,8 @@ def warm_start(cfg: SftConfig) -> Path:
     if (target / "DONE").exists():
         print(f"warm start: {target} is there")
         return target
+    if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / "config.yaml").exists():
+        raise ConfigError("out", target, "is there and holds no warm start; name another directory")
     arch, data = cfg.model.arch, cfg.data
     assert arch is not None and isinstance(data, schema.WordProblems)  # SftConfig's own checks
 
@@ -75,7 +78,9 @@ def warm_start(cfg: SftConfig) -> Path:
     from pspo.data.tokenizer import build_tokenizer
     from pspo.models import build, publish
     from pspo.rollout import make_sampler
+    from pspo.startup import prepare
 
+    prepare(cfg.device, threads=None)
     threads = torch.get_num_threads()
     torch.set_num_threads(cfg.sft.threads)
     fresh = target.with_name(f".{target.name}.writing-{os.getpid()}")
@@ -222,6 +227,7 @@ def measure(
     reached = {}
     for name, temperature, n in (("greedy", 0.0, 1), ("sampled", 1.0, SAMPLES)):
         drawn = sampler.sample(prompts, n, seeds, temperature, 1.0, cfg.eval.max_new_tokens)
+        stop_if_not_finite(completion for row in drawn for completion in row)
         reached[name] = table(
             (problem.level, completion.text, completion.finished and grade(completion.text, problem.gold).correct)
             for problem, row in zip(problems, drawn, strict=True)

@@ -25,7 +25,9 @@ class Tracker:
 
     def __init__(self, run_dir: Path, cfg: TrainConfig) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.yaml").write_text(to_yaml(cfg))
+        aside = run_dir / ".config.yaml"
+        aside.write_text(to_yaml(cfg))
+        aside.replace(run_dir / "config.yaml")
         self._file: IO[str] = open(run_dir / "metrics.jsonl", "w")  # noqa: SIM115  closed in __exit__
         self._wandb: Any = _start_wandb(run_dir, cfg) if cfg.tracking.wandb != "none" else None
         self._progress = _Progress(cfg.steps, run_dir.name) if cfg.tracking.progress else None

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from driver import Task
 from progress import Progress, last_metrics
 from pspo.config import EvalConfig, SftConfig, StudyConfig, TrainConfig, compose, run_dir_of, warm_start_dir
 from pspo.errors import PspoError
-from studies import Cell
+from studies import Cell, cells_of, load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,15 +56,17 @@ def test_the_commands_are_those_that_make_what_is_missing(smoke: tuple[StudyConf
     assert (asked.data, asked.prompt, asked.eval.max_new_tokens) == (cells[0].cfg.data, cells[0].cfg.prompt, 64)
 
 
-def test_the_warm_start_is_evaluated_again_only_on_another_number_of_problems(
-    smoke: tuple[StudyConfig, list[Cell]],
+def test_what_the_cells_start_from_is_evaluated_once_for_each_protocol(
+    smoke: tuple[StudyConfig, list[Cell]], study_config: Callable[..., StudyConfig]
 ) -> None:
     cfg, cells = smoke
     start_is_there(cells[0], problems=16)
     assert reproduce.start_tasks(cells, cfg) == []
     assert reproduce.evaluation_tasks(cells, cfg) == []
-    start_is_there(cells[0], problems=15)
-    assert len(reproduce.evaluation_tasks(cells, cfg)) == 1
+    shorter = study_config("overrides=['eval.max_new_tokens=32','prompt.template=\\'Q: {question}\\'']")
+    [task] = reproduce.evaluation_tasks(cells_of(load_study("smoke"), shorter), shorter)
+    asked = compose("eval", EvalConfig, task.command[2:])
+    assert (asked.eval.max_new_tokens, asked.prompt.template) == (32, "Q: {question}")
 
 
 def test_a_published_model_is_evaluated_as_it_is(paper: tuple[StudyConfig, list[Cell]]) -> None:

@@ -53,6 +53,8 @@ def write_run(cell: Cell, correct: Sequence[bool], best: Sequence[bool] | None =
             if step:
                 line |= {"reward/mean": 0.1 * step, "ratio/abs_dev_mean": 0.01 * step, "policy/entropy": None}
             file.write(json.dumps(line) + "\n")
+    made_with = {"provenance": {"commit": "abc", "packages": "torch 2", "machine": "two cores"}}
+    (cell.run_dir / "summary.json").write_text(json.dumps(made_with))
     (cell.run_dir / "DONE").touch()
 
 

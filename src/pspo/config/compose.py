@@ -28,6 +28,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
+from yaml import YAMLError
 
 from pspo.config.schema import SftConfig, TrainConfig
 from pspo.errors import ConfigError, PspoError
@@ -69,7 +70,10 @@ def to_yaml(cfg: Any) -> str:
 
 def load_yaml(path: str | Path, schema: type[C]) -> C:
     """A config written by `to_yaml`; raises ConfigError if it does not fit the schema, OSError if it is not there."""
-    cfg = OmegaConf.load(path)
+    try:
+        cfg = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), "(not YAML)", " ".join(str(error).split())) from error
     if not isinstance(cfg, DictConfig):
         raise ConfigError(str(path), type(cfg).__name__, "must be a mapping")
     return checked(cfg, schema)
@@ -91,9 +95,9 @@ def run_dir_of(cfg: TrainConfig) -> Path:
 
 
 def warm_start_dir(cfg: TrainConfig | SftConfig) -> Path:
-    """Where the warm start of a model made here lives: its name and a hash of all that determines its weights."""
+    """Where the warm start of a model made here lives: its name and a hash of the settings it follows from."""
     data = {key: value for key, value in asdict(cfg.data).items() if key not in ("train", "validation", "test")}
-    made_of = _plain([asdict(cfg.model)["arch"], asdict(cfg.sft), data, asdict(cfg.prompt)])
+    made_of = _plain([asdict(cfg.model)["arch"], cfg.model.attention, asdict(cfg.sft), data, asdict(cfg.prompt)])
     return Path(cfg.models) / f"{cfg.model.name}-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:10]}"
 
 
@@ -108,8 +112,13 @@ def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Calla
         @functools.wraps(run)
         def entry() -> None:
             with one_line_errors():
-                for overrides in cells(sys.argv[1:]):
-                    compose(name, schema, overrides)
+                composed = [compose(name, schema, overrides) for overrides in cells(sys.argv[1:])]
+                places = [run_dir_of(cfg) for cfg in composed if isinstance(cfg, TrainConfig)]
+                if len(set(places)) < len(places):
+                    allowed = "the cells of a sweep need directories of their own: leave run_dir out"
+                    raise ConfigError("run_dir", places[0], allowed)
+            # Before torch is loaded: threads that wait by spinning stall for seconds beside any other busy process.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             GlobalHydra.instance().clear()
             hydra.main(config_path=str(_root(name)), config_name=name, version_base="1.3")(task)()
 
@@ -119,13 +128,19 @@ def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Calla
 
 
 class one_line_errors:
-    """Ends the program on a PspoError with its message on one line: status 2 for a wrong setting, 1 otherwise."""
+    """Ends the program on what a user can mend with one line: status 2 for a wrong setting, 1 for other errors of ours
+    and of the file system, 130 for Ctrl-C."""
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, PspoError) and not os.environ.get("HYDRA_FULL_ERROR"):
+        if os.environ.get("HYDRA_FULL_ERROR"):
+            return
+        if isinstance(error, KeyboardInterrupt):
+            print("pspo: interrupted", file=sys.stderr)
+            sys.exit(130)
+        if isinstance(error, PspoError | OSError):
             what = "wrong setting: " if isinstance(error, ConfigError) else ""
             print(f"pspo: {what}{error}", file=sys.stderr)
             sys.exit(2 if isinstance(error, ConfigError) else 1)

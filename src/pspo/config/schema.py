@@ -17,10 +17,13 @@ from pspo.errors import ConfigError
 Flag = Annotated[bool, Strict()]
 Seed = Annotated[int, Strict(), Field(ge=0)]
 Count = Annotated[int, Strict(), Field(ge=1)]
+Threads = Annotated[int, Strict(), Field(ge=1, le=1024)]
+Text = Annotated[str, Field(min_length=1)]
 Whole = Annotated[int, Strict(), Field(ge=0)]
 Real = Annotated[float, Strict()]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 Positive = Annotated[float, Strict(), Field(gt=0)]
+Decay = Annotated[float, Strict(), Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Strict(), Field(ge=0)]
 DType = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda"]
@@ -101,8 +104,8 @@ class Model:
 
     __pydantic_config__ = FORBID
     name: str
-    path: str | None
-    revision: str | None
+    path: Text | None
+    revision: Text | None
     arch: Architecture | None
     dtype: DType
     attention: Literal["eager", "sdpa", "flash_attention_2"]
@@ -204,7 +207,8 @@ class Rollout:
     max_prompt_tokens: Count
     max_new_tokens: Count
     max_gap: Positive
-    """Largest mean |r - 1| between sampler and learner on the first batch; above it the run stops."""
+    """Largest mean |r - 1| between sampler and learner on the first batch and on the first with new weights; above it
+    the run stops."""
 
     def __post_init__(self) -> None:
         if self.engine == "vllm" and self.vllm is None:
@@ -229,7 +233,7 @@ class Learner:
     """Most padded tokens of a micro-batch; changes memory and speed, never the gradient."""
     optimizer: Literal["adamw", "sgd"]
     lr: Positive
-    betas: tuple[Share, Share]
+    betas: tuple[Decay, Decay]
     adam_eps: NonNegative
     weight_decay: NonNegative
     warmup_updates: Whole
@@ -240,7 +244,8 @@ class Learner:
     advantage_scale: Literal["std", "none"]
     advantage_eps: NonNegative
     drop_no_signal: Flag
-    """Leave out groups whose rewards are all equal: their advantages are zero; they only dilute the mean."""
+    """Leave out groups whose rewards are all equal: their advantages are zero; they only dilute the mean. What
+    is left is dealt into minibatches whose sizes differ by one at most; `normalise` counts what is left."""
     old_log_probs: Literal["learner", "sampler"]
     gradient_checkpointing: Flag
 
@@ -281,7 +286,7 @@ class WarmStart:
     batch: Count
     """Sequences of an update."""
     lr: Positive
-    betas: tuple[Share, Share]
+    betas: tuple[Decay, Decay]
     weight_decay: NonNegative
     max_grad_norm: Positive
     warmup_steps: Whole
@@ -291,7 +296,7 @@ class WarmStart:
     """Terse demonstrations appear only after this share of the steps."""
     terse: dict[Literal[2, 3, 4], Share]
     """Probability of a terse demonstration by the problem's level, once they appear."""
-    threads: Count
+    threads: Threads
 
 
 # --- the programs ----------------------------------------------------------------------------------------------------
@@ -306,11 +311,11 @@ class TrainConfig:
     regime: str | None
     seed: Seed
     steps: Count
-    run_dir: str | None
+    run_dir: Text | None
     runs: str
     models: str
     device: Device
-    threads: Count | None
+    threads: Threads | None
     surrogate: Surrogate
     model: Model
     sft: WarmStart
@@ -337,6 +342,12 @@ class TrainConfig:
                 "must be 1.0 in training: below it the sampler renormalises over the tokens it keeps, so its log-probs "
                 "are not the learner's and ratios do not start at 1",
             )
+        if self.eval.every and self.eval.validation_problems > self.data.validation:
+            raise ConfigError(
+                "eval.validation_problems",
+                self.eval.validation_problems,
+                f"data.validation={self.data.validation} are held out",
+            )
         longest = rollout.max_prompt_tokens + max(rollout.max_new_tokens, self.eval.max_new_tokens)
         if learner.token_budget < rollout.max_prompt_tokens + rollout.max_new_tokens:
             raise ConfigError("learner.token_budget", learner.token_budget, f"one sequence may have {longest} tokens")
@@ -358,7 +369,7 @@ class SftConfig:
 
     __pydantic_config__ = FORBID
     models: str
-    out: str | None
+    out: Text | None
     device: Device
     model: Model
     sft: WarmStart
@@ -379,16 +390,16 @@ class EvalConfig:
     """python eval/evaluate.py"""
 
     __pydantic_config__ = FORBID
-    checkpoint: str
+    checkpoint: Text
     benchmark: str
     split: Literal["validation", "test"]
     temperature: NonNegative
     samples: Count
     limit: Count | None
-    out: str | None
+    out: Text | None
     seed: Seed
     device: Device
-    threads: Count | None
+    threads: Threads | None
     model: Model
     data: Data
     prompt: Prompt

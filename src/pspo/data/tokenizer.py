@@ -71,6 +71,8 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
         tokenizer = AutoTokenizer.from_pretrained(str(path), revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise PspoError(f"{path}: no tokenizer could be loaded: {first_line(error)}") from error
+    if not tokenizer("a")["input_ids"]:  # what transformers makes of a directory without tokenizer files
+        raise PspoError(f"{path}: no tokenizer files in it")
     if tokenizer.eos_token_id is None:
         raise PspoError(f"{path}: its tokenizer has no EOS token")
     return tokenizer

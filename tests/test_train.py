@@ -1,0 +1,198 @@
+"""Whole runs on a policy with something to learn: it knows eight problems by heart, each with a wrong answer beside."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pspo.config import TrainConfig, compose
+from pspo.data import encode_prompt, eos_ids, load_problems
+from pspo.data.tokenizer import build_tokenizer
+from pspo.errors import ConfigError, MismatchError, NonFiniteError
+from pspo.models import build, save_policy
+from pspo.sft import Demonstration, backward
+from pspo.train import train
+
+ARCH = ["hidden_size=64", "layers=2", "heads=2", "kv_heads=1", "mlp_size=128"]
+SETTINGS = [
+    *(f"model.arch.{size}" for size in ARCH),
+    "data.train=8",
+    "data.test=8",
+    "data.validation=8",
+    "rollout.prompts=4",
+    "eval.every=0",
+    "eval.test_problems=4",
+    "tracking.progress=false",
+    "experiment=custom",
+    "learner.lr=3e-4",
+    "learner.warmup_updates=0",
+    "learner.minibatches=2",
+    "rollout.max_new_tokens=16",
+    "steps=2",
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """Fine-tuned to write `#### gold` or `#### gold + 1`, each about half of the time."""
+    cfg = compose("train", TrainConfig, SETTINGS)
+    tokenizer = build_tokenizer(cfg.data)
+    (eos,) = eos_ids(tokenizer)
+    model = build(cfg.model.arch, len(tokenizer), eos, tokenizer.pad_token_id, seed=0)
+    problems = load_problems(cfg.data, "train", 0)
+    batch = [
+        Demonstration(
+            encode_prompt(cfg.prompt, tokenizer, problem.question),
+            (*tokenizer(f"#### {int(problem.gold) + off}")["input_ids"], eos),
+        )
+        for problem in (problems[i] for i in range(8))
+        for off in (0, 1)
+    ]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    for _ in range(120):
+        loss = backward(model, batch)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss < 0.3, "the fixture's own training has failed"  # ln 2 for a coin flip, over three to five tokens
+    return str(save_policy(model, tokenizer, tmp_path_factory.mktemp("train") / "checkpoint"))
+
+
+def run(checkpoint, run_dir, *overrides, rollout="hf") -> tuple[list[dict], dict]:
+    """Trains in this process; the metrics by step and the last weights."""
+    cfg = compose(
+        "train",
+        TrainConfig,
+        [*SETTINGS, f"rollout={rollout}", f"model.path={checkpoint}", f"run_dir={run_dir}", *overrides],
+    )
+    train(cfg)
+    lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    return lines, load_file(Path(run_dir) / "checkpoints" / f"step-{cfg.steps}" / "model.safetensors")
+
+
+def without_times(lines):
+    return [{k: v for k, v in line.items() if not k.startswith(("time/", "speed/"))} for line in lines]
+
+
+@pytest.mark.parametrize("surrogate", ["no_clip", "clip", "sigmoid", "pspo"])
+def test_every_method_learns_what_is_rewarded(checkpoint, tmp_path, surrogate):
+    lines, _ = run(checkpoint, tmp_path / "run", f"surrogate={surrogate}", "steps=12", "learner.lr=2e-4")
+    rewards = [line["reward/mean"] for line in lines[1:]]
+    assert rewards[0] < 0.5 and sum(rewards[-4:]) / 4 > 0.8
+    assert max(line["gap/abs_dev_mean"] for line in lines[1:] if "gap/abs_dev_mean" in line) < 1e-4
+
+
+@pytest.mark.parametrize("old", ["sampler", "learner"])
+def test_the_same_seed_gives_the_same_bits(checkpoint, tmp_path, old):
+    settings = [f"learner.old_log_probs={old}", "learner.passes=2"]
+    first, weights = run(checkpoint, tmp_path / "a", *settings)
+    again, same = run(checkpoint, tmp_path / "b", *settings)
+    assert without_times(first) == without_times(again)
+    assert weights.keys() == same.keys() and all(torch.equal(weights[name], same[name]) for name in weights)
+    other, _ = run(checkpoint, tmp_path / "c", *settings, "seed=1")
+    assert without_times(other) != without_times(first)
+
+
+def test_methods_of_one_seed_start_from_the_same_samples(checkpoint, tmp_path):
+    lines = [run(checkpoint, tmp_path / name, f"surrogate={name}")[0][1] for name in ("no_clip", "clip", "pspo")]
+    for name in ("reward/mean", "length/mean", "reward/no_signal_share"):
+        assert len({line[name] for line in lines}) == 1
+
+
+def test_a_complete_run_is_not_run_again_and_a_cut_off_one_is(checkpoint, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    first, _ = run(checkpoint, run_dir)
+    assert (run_dir / "DONE").exists()
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
+    run(checkpoint, run_dir)
+    assert "is complete" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+    (run_dir / "DONE").unlink()
+    again, _ = run(checkpoint, run_dir)
+    assert without_times(again) == without_times(first)
+    with pytest.raises(ConfigError, match="another directory"):
+        run(checkpoint, run_dir, "seed=5")
+
+
+def test_last_and_best_are_kept_and_reported(checkpoint, tmp_path):
+    run(checkpoint, tmp_path / "run", "steps=4", "eval.every=1", "eval.validation_problems=8", "learner.lr=3e-3")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    trained = {int(step): accuracy for step, accuracy in summary["validation"].items() if int(step) > 0}
+    assert sorted(trained) == [1, 2, 3, 4]
+    assert summary["best_step"] == min(step for step in trained if trained[step] == max(trained.values()))
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {f"step-{summary['best_step']}", "step-4"}
+    for name in ("wordproblems.jsonl", "wordproblems.best.jsonl"):
+        records = [json.loads(line) for line in (tmp_path / "run" / "eval" / name).read_text().splitlines()]
+        assert len(records) == 4
+        assert {"id", "prompt_hash", "gold", "completions", "correct", "status", "tokens"} <= records[0].keys()
+
+
+def test_a_sampler_that_disagrees_stops_the_run_before_an_update(checkpoint, tmp_path):
+    """A bf16 sampler beside an fp32 learner, with the bound that suits fp32."""
+    with pytest.raises(MismatchError, match=r"mean \|r - 1\|"):
+        run(checkpoint, tmp_path / "run", "rollout.dtype=bfloat16", "rollout.max_gap=1e-5")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_non_finite_update_leaves_what_is_needed_to_look_into_it(checkpoint, tmp_path):
+    """A rate of 1e30 throws the weights away in the first update; the second must not happen."""
+    with pytest.raises(NonFiniteError, match="step 1: ") as caught:
+        run(checkpoint, tmp_path / "run", "learner.lr=1e30")
+    evidence = tmp_path / "run" / "nonfinite" / "step-1"
+    assert str(evidence) in str(caught.value)
+    assert (evidence / "model.safetensors").exists()
+    (first, *_) = json.loads((evidence / "minibatch.json").read_text())
+    assert {"prompt_ids", "completion_ids", "advantage", "old_log_probs"} <= first.keys()
+    assert not (tmp_path / "run" / "DONE").exists()
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM has no build for this machine")
+def test_the_program_with_vllm_gives_the_same_bits_twice_and_evaluates(checkpoint, tmp_path, root):
+    """Two processes, as a user starts them; then eval/evaluate.py on the first one's run directory."""
+
+    def program(*command):
+        done = subprocess.run([sys.executable, *command], cwd=root, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    settings = [*SETTINGS, f"model.path={checkpoint}", "tracking.progress=false", "rollout.max_new_tokens=16"]
+    program("-m", "pspo.train", *settings, f"run_dir={tmp_path / 'a'}", "surrogate=clip")
+    program("-m", "pspo.train", "-m", *settings, f"runs={tmp_path}", "surrogate=pspo,clip")  # two engines, one process
+    swept = {path.name.split("-")[0]: path for path in tmp_path.glob("*-custom-s0-*")}
+    (tmp_path / "b").symlink_to(swept["clip"])
+    assert (swept["pspo"] / "DONE").exists()
+    a, b = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("a", "b")
+    )
+    assert without_times(a) == without_times(b) and len(a) == 3
+    assert 0 < a[1]["reward/mean"] < 1 and a[2]["optim/updates"] == 2
+    weights, same = (load_file(tmp_path / name / "checkpoints/step-2/model.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(weights[key], same[key]) for key in weights)
+
+    written = (tmp_path / "a/eval/wordproblems.jsonl").read_text()
+    limits = [*(f"data.{split}=8" for split in ("train", "validation", "test")), "limit=4", "rollout.max_new_tokens=16"]
+    out = program("eval/evaluate.py", f"checkpoint={tmp_path / 'a'}", *limits, f"out={tmp_path / 'again.jsonl'}")
+    assert "accuracy" in out and (tmp_path / "again.jsonl").read_text() == written
+
+
+def test_the_program_says_what_is_missing(tmp_path, root):
+    command = [sys.executable, "-m", "pspo.train", f"models={tmp_path}", f"run_dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("pspo: model=tiny has no warm start at ")
+
+
+def test_config_of_a_run_is_what_was_asked_for(checkpoint, tmp_path):
+    from pspo.config import load_yaml
+
+    run(checkpoint, tmp_path / "run", "steps=1")
+    asked = compose("train", TrainConfig, [*SETTINGS, "rollout=hf", f"model.path={checkpoint}", "steps=1"])
+    assert replace(load_yaml(tmp_path / "run" / "config.yaml", TrainConfig), run_dir=None) == asked
