@@ -1,12 +1,14 @@
-"""Runs commands side by side, each on a leash (leash.py), and tells a view what happens. Knows nothing of studies.
+"""Runs tasks side by side, each on a leash (leash.py), and tells a view what happens. Knows nothing of studies.
 
-A command that fails does not stop the others. SIGINT and SIGTERM end every process group and raise KeyboardInterrupt.
+A task is a command of its own, or a job for a worker: a process that takes one after another (worker.py). A task that
+fails does not stop the others. SIGINT and SIGTERM end every process group and raise KeyboardInterrupt.
 Imports the standard library and leash only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -24,7 +26,10 @@ import leash
 
 @dataclass(frozen=True)
 class Task:
-    """A command and the file that exists when it has done its work."""
+    """A command and the file that exists when it has done its work.
+
+    With `job` the command is that of a worker: one that is idle gets the job, as a JSON line, before another is started.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -35,6 +40,7 @@ class Task:
     metrics: Path | None = None
     steps: int = 0
     """Planned steps; a view reads from `metrics` how many are done."""
+    job: Mapping[str, object] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,20 @@ class View(Protocol):
         """Called several times a second."""
 
 
-@dataclass(frozen=True)
-class _Running:
-    task: Task
-    process: subprocess.Popen[bytes]
+@dataclass
+class _Process:
+    """A leashed process and the task it is at; a worker may be at none."""
+
+    popen: subprocess.Popen[bytes]
+    task: Task | None
     since: float
+
+    def finished(self) -> int | None:
+        """The exit status of the task, None while it goes on."""
+        assert self.task is not None
+        if self.task.job is not None and self.popen.stdout is not None and (line := self.popen.stdout.readline()):
+            return int(json.loads(line)["status"])
+        return self.popen.poll()
 
 
 def run_tasks(tasks: Sequence[Task], at_once: int, view: View) -> list[Outcome]:
@@ -64,42 +79,69 @@ def run_tasks(tasks: Sequence[Task], at_once: int, view: View) -> list[Outcome]:
 
     Raises KeyboardInterrupt on SIGINT or SIGTERM, after all children have ended.
     """
-    waiting, running, outcomes = deque(tasks), list[_Running](), list[Outcome]()
+    waiting, processes, outcomes = deque(tasks), list[_Process](), list[Outcome]()
     with signals_interrupt():
         try:
-            while waiting or running:
-                while waiting and len(running) < at_once:
-                    running.append(_start(waiting.popleft()))
-                    view.started(running[-1].task)
+            while waiting or any(one.task for one in processes):
+                while waiting and sum(one.task is not None for one in processes) < at_once:
+                    view.started(_start(waiting.popleft(), processes))
                 time.sleep(0.1)
-                for one in [one for one in running if one.process.poll() is not None]:
-                    running.remove(one)
-                    outcomes.append(_outcome(one))
+                for one in [one for one in processes if one.task]:
+                    status = one.finished()
+                    if status is None:
+                        continue
+                    outcomes.append(_outcome(one, status))
                     view.ended(outcomes[-1])
+                    one.task = None
+                    if status != 0 or one.popen.stdin is None:
+                        processes.remove(one)  # a worker ends after a failure, and a command has ended
+                        _end([one])
                 view.tick()
         finally:
-            _end(running)
+            _end(processes)
     return outcomes
 
 
-def _start(task: Task) -> _Running:
+def _start(task: Task, processes: list[_Process]) -> Task:
+    """Gives the task to an idle worker of its kind, or to a process of its own, which is added to `processes`."""
     task.log.parent.mkdir(parents=True, exist_ok=True)
     task.product.parent.mkdir(parents=True, exist_ok=True)
+    idle = [one for one in processes if one.task is None and one.popen.args == _leashed(task)]
+    one = idle[0] if idle and task.job is not None else _process(task)
+    one.task, one.since = task, time.monotonic()
+    if one not in processes:
+        processes.append(one)
+    if task.job is not None and one.popen.stdin is not None:
+        # A worker that is dead by now shows in its exit status.
+        with contextlib.suppress(BrokenPipeError):
+            one.popen.stdin.write(json.dumps(task.job).encode() + b"\n")
+            one.popen.stdin.flush()
+    return task
+
+
+def _leashed(task: Task) -> tuple[str, ...]:
+    return (sys.executable, "-I", leash.__file__, str(os.getpid()), *task.command)
+
+
+def _process(task: Task) -> _Process:
+    pipe = subprocess.PIPE if task.job is not None else None
     with task.log.open("wb") as log:
-        process = subprocess.Popen(
-            (sys.executable, "-I", leash.__file__, str(os.getpid()), *task.command),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
+        popen = subprocess.Popen(
+            _leashed(task),
+            stdin=pipe or subprocess.DEVNULL,
+            stdout=pipe or log,
+            stderr=log,  # a worker's own, from before its first job
             env={**os.environ, **task.environment},
             start_new_session=True,  # the terminal's Ctrl-C is ours to pass on
         )
-    return _Running(task, process, time.monotonic())
+    if popen.stdout is not None:
+        os.set_blocking(popen.stdout.fileno(), False)
+    return _Process(popen, None, time.monotonic())
 
 
-def _outcome(one: _Running) -> Outcome:
-    task, status = one.task, one.process.returncode
-    error = None
+def _outcome(one: _Process, status: int) -> Outcome:
+    assert one.task is not None
+    task, error = one.task, None
     if status != 0:
         error = f"{last_line(task.log) or 'no output'} (exit status {status})"
     elif not task.product.exists():
@@ -107,17 +149,20 @@ def _outcome(one: _Running) -> Outcome:
     return Outcome(task, time.monotonic() - one.since, error)
 
 
-def _end(running: Sequence[_Running]) -> None:
+def _end(processes: Sequence[_Process]) -> None:
     """Ends the leashes, which end their groups; one that does not answer in time is killed, and its command with it."""
-    for one in running:
-        one.process.terminate()
+    for one in processes:
+        one.popen.terminate()
     deadline = time.monotonic() + leash.GRACE_S + 5
-    for one in running:
+    for one in processes:
         try:
-            one.process.wait(max(0.1, deadline - time.monotonic()))
+            one.popen.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            one.process.kill()
-            one.process.wait()
+            one.popen.kill()
+            one.popen.wait()
+        for stream in (one.popen.stdin, one.popen.stdout):
+            if stream is not None:
+                stream.close()
 
 
 @contextlib.contextmanager

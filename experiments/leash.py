@@ -31,9 +31,7 @@ def main() -> int:
     if os.getppid() != owner:  # it died before the line above
         return 128 + signal.SIGTERM
     # If this process is killed itself, the command at least goes with it. There are no threads here to trouble preexec.
-    child = subprocess.Popen(
-        command, process_group=0, preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL), stdin=subprocess.DEVNULL
-    )
+    child = subprocess.Popen(command, process_group=0, preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
     while child.poll() is None and not asked:
         time.sleep(0.05)
     end_group(child)

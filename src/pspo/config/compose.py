@@ -117,8 +117,7 @@ def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Calla
                 if len(set(places)) < len(places):
                     allowed = "the cells of a sweep need directories of their own: leave run_dir out"
                     raise ConfigError("run_dir", places[0], allowed)
-            # Before torch is loaded: threads that wait by spinning stall for seconds beside any other busy process.
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            bound_spinning()
             GlobalHydra.instance().clear()
             hydra.main(config_path=str(_root(name)), config_name=name, version_base="1.3")(task)()
 
@@ -144,6 +143,12 @@ class one_line_errors:
             what = "wrong setting: " if isinstance(error, ConfigError) else ""
             print(f"pspo: {what}{error}", file=sys.stderr)
             sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def bound_spinning() -> None:
+    """Before torch is loaded: how long OpenMP's threads wait by spinning. At the default a second thread stalls a step for
+    seconds whenever another process computes; without any spinning it gains nothing (docs/small-world.md)."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 
 def cells(argv: Sequence[str]) -> list[list[str]]:

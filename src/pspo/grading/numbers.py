@@ -75,7 +75,8 @@ _LABEL = re.compile(r"(?:[A-Za-z][A-Za-z '\u2019()]{0,80}?(?::|=|\bis\b|\bare\b)
 # What makes the number before it something else: more of an expression, a clock time, a second part, another answer.
 _CONTINUES = re.compile(
     r"""\s*(?: [,;:.]\ ?[-+$]?\d | [-+*/\u00d7\u00f7\u00b7=^<>|&_]+\s*[-+$({\\.]*\s*\d | x\s*\d
-      | [A-Za-z]+\.?,?\s+(?:and\s+)?[$]?\d )
+      | [A-Za-z]+\.?,?\s+(?:and\s+)?[$]?\d | \\+\s*\d )
+    | \s+[-+]?[$]?\d
     | .*\b(?:or|wait|actually|rather|not|no)\b.*\d""",
     re.VERBOSE | re.IGNORECASE,
 )
