@@ -31,8 +31,8 @@ setup: ## everything that is needed, into .venv (scripts/setup.sh says what can 
 reproduce: setup ## the whole study to the tables; runs only what is missing (SCALE, STUDY, JOBS, ARGS)
 	$(PY) experiments/reproduce.py study=$(STUDY) scale=$(SCALE) $(if $(JOBS),jobs=$(JOBS)) $(ENGINE) $(ARGS)
 
-test: setup ## every test that this machine can run (ARGS go to pytest)
-	$(PY) -m pytest $(ARGS)
+test: setup ## every test that this machine can run, two files at a time (ARGS go to pytest)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: setup ## ruff and mypy, changing nothing
 	$(PY) -m ruff check .

@@ -28,7 +28,7 @@ import leash
 class Task:
     """A command and the file that exists when it has done its work.
 
-    With `job` the command is that of a worker: one that is idle gets the job, as a JSON line, before another is started.
+    With `job` the command is a worker's: an idle one gets the job, as a JSON line, before another is started.
     """
 
     name: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+ENGINE = "vllm" if importlib.util.find_spec("vllm") else "hf"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -21,7 +23,7 @@ def reproduce(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]
         "experiments/reproduce.py",
         "study=smoke",
         "scale=cpu",
-        "rollout=hf",
+        f"rollout={ENGINE}",
         *places,
         *overrides,
     ]

@@ -13,6 +13,7 @@ def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std", eps
     rewards [P, G] -> [P, G], G >= 2; the standard deviation is the unbiased one. A group whose rewards are all equal
     has advantages of exactly zero. Raises ValueError for another shape or scale.
 
+    >>> import torch
     >>> group_advantages(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), scale="none")
     tensor([[ 0.5000, -0.5000],
             [ 0.0000,  0.0000]])

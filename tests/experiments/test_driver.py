@@ -155,3 +155,38 @@ def test_the_last_line_of_a_log_is_what_a_terminal_would_show_last(tmp_path: Pat
     log.write_text("first\n 10%\r 20%\r 30%\n\n  \n")
     assert last_line(log) == "30%"
     assert last_line(tmp_path / "none") == ""
+
+
+WORKER = """
+import json, os, pathlib, sys
+for line in sys.stdin:
+    job = json.loads(line)
+    if job["do"] == "die":
+        os.kill(os.getpid(), 9)
+    if job["do"] == "work":
+        pathlib.Path(job["product"]).write_text(str(os.getpid()))
+    print(json.dumps({"status": int(job["do"] == "fail")}), flush=True)
+    if job["do"] == "fail":
+        break
+"""
+
+
+def test_a_worker_goes_on_to_the_next_job_and_is_replaced_after_a_failure(tmp_path: Path) -> None:
+    """Six jobs for one worker at a time: two done, one failed, one done, one killed in the middle, one done."""
+    wanted = ["work", "work", "fail", "work", "die", "work"]
+    tasks = [
+        Task(
+            name=f"j{i}",
+            command=(sys.executable, "-c", WORKER),
+            log=tmp_path / f"j{i}.log",
+            product=tmp_path / f"j{i}",
+            job={"do": do, "product": str(tmp_path / f"j{i}")},
+        )
+        for i, do in enumerate(wanted)
+    ]
+    outcomes = run_tasks(tasks, 1, Seen())
+    assert [outcome.error is None for outcome in outcomes] == [do == "work" for do in wanted]
+    assert "(exit status 137)" in (outcomes[4].error or "")
+    pids = {i: (tmp_path / f"j{i}").read_text() for i, do in enumerate(wanted) if do == "work"}
+    assert pids[0] == pids[1] and len(set(pids.values())) == 3
+    assert not any(psutil.pid_exists(int(pid)) for pid in pids.values())  # none outlives run_tasks

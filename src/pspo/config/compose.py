@@ -146,8 +146,8 @@ class one_line_errors:
 
 
 def bound_spinning() -> None:
-    """Before torch is loaded: how long OpenMP's threads wait by spinning. At the default a second thread stalls a step for
-    seconds whenever another process computes; without any spinning it gains nothing (docs/small-world.md)."""
+    """Before torch is loaded: how long OpenMP's threads wait by spinning. At the default a second thread stalls a step
+    for seconds whenever another process computes; without any spinning it gains nothing (docs/small-world.md)."""
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
 
 

@@ -1,0 +1,60 @@
+import pytest
+
+from pspo.config import TrainConfig, compose, to_yaml
+from pspo.errors import ConfigError, PspoError
+from pspo.rundir import claimed
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return compose("train", TrainConfig)
+
+
+def test_one_process_at_a_time(cfg, tmp_path):
+    with claimed(tmp_path / "run", cfg) as complete:
+        assert complete is False
+        with pytest.raises(PspoError, match="another process"), claimed(tmp_path / "run", cfg):
+            pass
+    with claimed(tmp_path / "run", cfg):  # given back
+        pass
+
+
+def test_what_an_earlier_attempt_left_goes_and_a_complete_run_stays(cfg, tmp_path):
+    (tmp_path / "checkpoints" / "step-3").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "DONE").touch()
+    with claimed(tmp_path, cfg) as complete:
+        assert complete and (tmp_path / "checkpoints").exists()
+    (tmp_path / "DONE").unlink()
+    with claimed(tmp_path, cfg) as complete:
+        assert not complete and not (tmp_path / "checkpoints").exists()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda d: (d / "thesis.txt").write_text("x"), "is not empty and holds no run"),
+        (lambda d: (d / "config.yaml").write_text("a: [broken"), "its config.yaml is not one of this version"),
+        (lambda d: (d / "config.yaml").write_text("seed: 1\n"), "its config.yaml is not one of this version"),
+        (
+            lambda d: (d / "config.yaml").write_text(to_yaml(compose("train", TrainConfig, ["seed=9"]))),
+            "other settings",
+        ),
+    ],
+)
+def test_a_directory_that_is_not_this_runs_is_refused_and_left_alone(cfg, tmp_path, make, message):
+    make(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ConfigError, match=message), claimed(tmp_path, cfg):
+        pass
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.name != ".lock"} == before
+
+
+def test_a_file_in_its_place(cfg, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(PspoError, match="cannot be written"), claimed(tmp_path / "run", cfg):
+        pass
+    with pytest.raises(PspoError, match="cannot be written"), claimed(tmp_path / "run" / "x", cfg):
+        pass
