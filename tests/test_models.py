@@ -1,12 +1,13 @@
 """Policies: made, saved and loaded; nothing half-written, nothing executed."""
 
+import contextlib
 import dataclasses
+import resource
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pspo import models
 from pspo.config import SftConfig, compose
 from pspo.data.tokenizer import build_tokenizer
 from pspo.errors import PspoError
@@ -77,20 +78,23 @@ def test_saving_replaces_whole_and_leaves_nothing_beside(tokenizer, tmp_path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["policy"] and not (target / "stale.txt").exists()
 
 
-def test_a_checkpoint_that_could_not_be_written_is_absent_and_the_old_one_stays(
-    tokenizer, tmp_path, monkeypatch
-) -> None:
+@contextlib.contextmanager
+def no_file_over(size: int):
+    """The file system refuses to let any file of this process grow beyond `size` bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_that_could_not_be_written_is_absent_and_the_old_one_stays(tokenizer, tmp_path) -> None:
     target = save_policy(make(tokenizer), tokenizer, tmp_path / "policy")
     before = (target / "model.safetensors").read_bytes()
-
-    def full_disk(*_: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(models.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space left"):
-        save_policy(make(tokenizer, seed=1), tokenizer, target)
-    with pytest.raises(OSError, match="no space left"):
-        save_policy(make(tokenizer, seed=1), tokenizer, tmp_path / "new")
+    for place in (target, tmp_path / "new"):
+        with pytest.raises(PspoError, match="cannot be written"), no_file_over(len(before) // 2):
+            save_policy(make(tokenizer, seed=1), tokenizer, place)
     assert (target / "model.safetensors").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["policy"]
 

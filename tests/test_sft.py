@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pspo.config import SftConfig, compose, load_yaml, warm_start_dir
 from pspo.data.tokenizer import build_tokenizer
 from pspo.data.wordproblems import train_example
+from pspo.errors import ConfigError
 from pspo.models import build, read_weights
 from pspo.sft import Demonstration, backward, demonstrations, is_terse, micro_batches, rate, table, warm_start
 
@@ -60,8 +61,16 @@ def test_two_short_runs_give_the_same_bits_and_a_complete_checkpoint(cfg, tmp_pa
 def test_an_unfinished_directory_is_made_again(cfg, tmp_path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "a" / "config.yaml").write_text("")
     made = warm_start(replace(cfg, out=str(tmp_path / "a")))
     assert (made / "DONE").exists() and dict(read_weights(made))
+
+
+def test_a_directory_with_other_things_in_it_is_left_alone(cfg, tmp_path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds no warm start"):
+        warm_start(replace(cfg, out=str(tmp_path)))
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 def test_a_wrong_setting_is_told_on_one_line_before_torch_is_loaded(tmp_path) -> None:
