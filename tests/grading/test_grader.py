@@ -13,7 +13,7 @@ import pytest
 from pspo.grading import Grade, Grader, grade
 
 HANGS = r"\boxed{9^{9^{9}}}"  # sympy computes the 370-million-digit number, inside one C call that holds the GIL
-RIGHT, WRONG = (r"\boxed{(x+1)^2}", "x^2+2x+1", "math"), (r"\boxed{(x+2)^2}", "x^2+2x+1", "math")
+RIGHT, WRONG = (r"\boxed{(x+1)^2}", "x^2+2x+1", "math"), (r"\boxed{\sin x}", r"\cos x", "math")
 
 
 def alive(pid: int) -> bool:
@@ -22,6 +22,13 @@ def alive(pid: int) -> bool:
             return stat.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def working_process(pid: int) -> int:
+    """The process that does the work of worker `pid`."""
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as children:
+        (child,) = children.read().split()
+    return int(child)
 
 
 def soon(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
@@ -68,7 +75,7 @@ def test_many_threads_share_one_grader(shared: Grader) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(shared.worker_pids()) == 2
+    assert 1 <= len(shared.worker_pids()) <= 2
     assert {k: [g.correct for g in grades] for k, grades in seen.items()} == {
         k: [i == k for i in range(1, 9)] for k in range(1, 7)
     }
@@ -80,41 +87,179 @@ def test_a_hung_item_costs_its_own_timeout_and_nothing_else() -> None:
     with Grader(workers=1, timeout=1.0) as grader:
         grader.grade([RIGHT])  # the worker is up
         (pid,) = grader.worker_pids()
+        working = working_process(pid)
         start = time.monotonic()
         future = grader.submit(items)
         assert time.monotonic() - start < 0.5 and not future.done()
         grades = future.result()
         seconds = time.monotonic() - start
-        (replacement,) = grader.worker_pids()
+        assert grader.worker_pids() == [pid]
+        replacement = working_process(pid)
     assert grades[2] == grades[3] == Grade(False, "9^{9^{9}}", "timeout")  # equal pairs are compared once
     assert [g.status for g in grades].count("ok") == len(items) - 2  # though those behind waited longer than `timeout`
     assert [g.correct for g in grades] == [True, False, False, False] + [True] * len(others)
-    assert 1.0 <= seconds < 8.0  # the time-out, a new worker, and the rest
-    assert replacement != pid and not alive(pid)
+    assert 0.95 <= seconds < 6.0  # the time-out and the rest; more only where others use the processor
+    assert replacement != working and not alive(working)
 
 
-def test_a_worker_that_dies_is_replaced() -> None:
+def test_the_clock_is_cpu_time() -> None:
+    """Time in which the machine does not run the worker, as when it is busy with others, is not the item's."""
+    with Grader(workers=1, timeout=1.0) as grader:
+        grader.grade([RIGHT])
+        working = working_process(grader.worker_pids()[0])
+        start = time.monotonic()
+        future = grader.submit([(HANGS, "2", "math"), RIGHT])
+        time.sleep(0.2)
+        os.kill(working, signal.SIGSTOP)
+        time.sleep(1.5)
+        os.kill(working, signal.SIGCONT)
+        assert [g.status for g in future.result(timeout=30)] == ["timeout", "ok"]
+        assert time.monotonic() - start > 2.3  # by the wall clock it would have been over at 1.7
+
+
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_a_worker_that_dies_is_replaced(which: str) -> None:
+    def kill(grader: Grader) -> None:
+        (pid,) = grader.worker_pids()
+        working = working_process(pid)
+        os.kill(pid if which == "first" else working, signal.SIGKILL)
+        assert soon(lambda: not alive(working))  # the second dies with the first
+
     with Grader(workers=1, timeout=30.0) as grader:
         grader.grade([RIGHT])
-        (pid,) = grader.worker_pids()
-        future = grader.submit([WRONG, (HANGS, "2", "math"), (r"\boxed{x+2}", "2+x", "math")])
-        time.sleep(0.5)
-        os.kill(pid, signal.SIGKILL)
-        assert [g.status for g in future.result(timeout=20)] == ["ok", "error", "ok"]
-        os.kill(grader.worker_pids()[0], signal.SIGKILL)  # an idle one: nobody's item is lost
+        future = grader.submit([(HANGS, "2", "math"), WRONG])
+        time.sleep(0.5)  # it is inside the first item, which takes more than that
+        kill(grader)
+        assert [g.status for g in future.result(timeout=60)] == ["error", "ok"]
+        kill(grader)  # an idle one: nobody's item is lost
         assert [g.status for g in grader.grade([RIGHT, WRONG])] == ["ok", "ok"]
 
 
-def test_a_worker_stopped_inside_an_item_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_a_worker_stopped_inside_an_item_is_a_timeout(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pspo.grading.pool.GRACE_SECONDS", 0.5)
+    monkeypatch.setattr("pspo.grading.pool.WALL_FACTOR", 2.0)
     with Grader(workers=1, timeout=1.0) as grader:
         grader.grade([RIGHT])
         (pid,) = grader.worker_pids()
+        working = working_process(pid)
         future = grader.submit([(HANGS, "2", "math")])
         time.sleep(0.3)
-        os.kill(pid, signal.SIGSTOP)  # its own timer cannot end it now
+        os.kill(pid if which == "first" else working, signal.SIGSTOP)  # its own timers cannot end it now
         assert [g.status for g in future.result(timeout=10)] == ["timeout"]
-        assert not alive(pid)
+        assert soon(lambda: not alive(pid) and not alive(working))
+
+
+def test_a_batch_larger_than_the_pipe_to_a_stopped_worker_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pspo.grading.pool.GRACE_SECONDS", 0.5)
+    with Grader(workers=1, timeout=1.0) as grader:
+        grader.grade([RIGHT])
+        os.kill(working_process(grader.worker_pids()[0]), signal.SIGSTOP)
+        items = [(f"{i}" + "é" * 9_000 + r" \boxed{3}", "3", "math") for i in range(32)]
+        assert len(grader.second_opinion(items)) == 32
+
+
+def test_start_has_the_workers_ready_before_the_first_batch() -> None:
+    with Grader(workers=2) as grader:
+        start = time.monotonic()
+        grader.start()
+        grader.start()
+        assert time.monotonic() - start < 0.1
+        assert soon(lambda: len(grader.worker_pids()) == 2)
+        pids = grader.worker_pids()
+        assert soon(lambda: all(has_forked(pid) for pid in pids), 60)
+        assert grader.grade([RIGHT, WRONG])[0].correct
+        assert grader.worker_pids() == pids
+
+
+def has_forked(pid: int) -> bool:
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as children:
+        return len(children.read().split()) == 1
+
+
+def test_a_start_that_fails_is_reported_by_the_batch_that_needs_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with Grader(workers=1) as grader:
+        grader.start()
+        assert soon(lambda: "did not start" in caplog.text)
+        with pytest.raises(RuntimeError, match="did not start"):
+            grader.grade([RIGHT])
+    with pytest.raises(RuntimeError, match="closed"):
+        grader.start()
+
+
+def test_a_second_opinion_is_that_of_math_verify_alone(shared: Grader) -> None:
+    items = [
+        (r"so $\frac{1}{2}$ and the answer is $\boxed{41=42}$", "42", "math"),  # its own quirk: the last side counts
+        (r"It is $\boxed{x^2+2x+1}$.", r"Thus $\boxed{(x+1)^2}$.", "math"),
+        ("#### 42", "6 * 7 = 42\n#### 42", "gsm8k"),
+        ("The total is 1,234 dollars.", "#### 1,234", "gsm8k"),
+        ("#### 41", "42", "gsm8k"),
+        ("", "42", "gsm8k"),
+        ("#### 42", "none at all", "gsm8k"),
+        (r"\boxed{5}", r"\boxed{}", "math"),
+        ("x" * 50_000 + r" \boxed{7}", "7", "math"),
+        (r"\boxed{7}" + "x" * 50_000, "7", "math"),  # beyond what is read
+        ("\ud800 \\boxed{\\ud800 7} \x00", "7", "math"),
+    ]
+    opinions = shared.second_opinion(items)
+    assert opinions[:10] == [
+        "equal", "equal", "equal", "equal", "different", "different", "gold_unreadable", "gold_unreadable", "equal",
+        "different",
+    ]  # fmt: skip
+    assert opinions[10] in ("equal", "different", "error")
+    assert shared.second_opinion([]) == []
+    with pytest.raises(ValueError, match="'latex'"):
+        shared.second_opinion([("1", "1", "latex")])  # type: ignore[list-item]
+
+
+def test_a_second_opinion_that_hangs_is_a_timeout() -> None:
+    with Grader(workers=1, timeout=1.0) as grader:
+        assert grader.second_opinion([("so $\\boxed{9^{9^{9}}}$", "5", "math"), ("#### 5", "5", "gsm8k")]) == [
+            "timeout", "equal",
+        ]  # fmt: skip
+
+
+def test_grade_in_process_neither_hangs_nor_computes_here() -> None:
+    code = f"""if True:
+        import os, sys, threading, time
+        from pspo.grading import grade
+        assert grade({RIGHT[0]!r}, {RIGHT[1]!r}, "math").correct
+        start = time.monotonic()
+        assert grade({HANGS!r}, "2", "math").status == "timeout"
+        assert time.monotonic() - start < 15
+        seen = []
+        work = lambda: seen.append(grade({WRONG[0]!r}, {WRONG[1]!r}, "math"))
+        threads = [threading.Thread(target=work) for _ in "ab"]
+        [t.start() for t in threads], [t.join() for t in threads]
+        assert [g.status for g in seen] == ["ok", "ok"]
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if grade({RIGHT[0]!r}, {RIGHT[1]!r}, "math").correct else 3)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert grade({RIGHT[0]!r}, {RIGHT[1]!r}, "math").correct  # the parent's worker is still there
+        assert "sympy" not in sys.modules and "math_verify" not in sys.modules
+        with open(f"/proc/self/task/{{os.getpid()}}/children") as children:
+            print(children.read())
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert soon(lambda: not any(alive(int(pid)) for pid in done.stdout.split()))
+
+
+def test_a_grader_is_refused_in_a_forked_child(shared: Grader) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            shared.grade([RIGHT])
+        except RuntimeError as error:
+            os._exit(0 if "forked" in str(error) else 4)
+        finally:
+            os._exit(5)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_close_ends_every_process_and_thread_at_once() -> None:
@@ -140,6 +285,7 @@ PARENT = f"""
 import sys, threading, time
 from pspo.grading import Grader
 with Grader(workers=2, timeout=60.0) as grader:
+    grader.start()
     grader.grade([({RIGHT[0]!r}, {RIGHT[1]!r}, "math"), ({WRONG[0]!r}, {WRONG[1]!r}, "math")] * 1)
     future = grader.submit([({HANGS!r}, "2", "math")])  # one worker hangs, the other is idle
     while len(grader.worker_pids()) < 2:

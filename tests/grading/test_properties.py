@@ -3,12 +3,13 @@
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pspo.grading import STATUSES, Grade, grade
+from pspo.grading import STATUSES, Grade, Grader, grade
 from pspo.grading.grade import settle
 
 anything = st.text(st.characters(exclude_categories=()), max_size=60)  # lone surrogates and controls included
@@ -49,6 +50,44 @@ def test_no_text_raises_before_math_verify(completion: str, gold: str) -> None:
 @given(anything.map(lambda t: f"\\boxed{{{t}}}"), st.sampled_from(["x+1", r"\sqrt{2}", "(1,2)", "[0,1)", "x=y"]))
 def test_no_text_raises_in_math_style(completion: str, gold: str) -> None:
     check(grade(completion, gold, "math"))
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader(workers=1) as grader:
+        yield grader
+
+
+latex = st.recursive(
+    st.sampled_from(
+        ["x", "1", "23", "0.5", r"\pi", "i", "e", "", r"\%", r"\text{or}", r"\infty", "\ud800", "½", "\x00"]
+    ),
+    lambda inner: st.one_of(
+        st.builds("\\frac{{{}}}{{{}}}".format, inner, inner),
+        st.builds("\\sqrt[{}]{{{}}}".format, inner, inner),
+        st.builds("{}^{{{}}}".format, inner, inner),
+        st.builds("({},{})".format, inner, inner),
+        st.builds("\\{{{},{}\\}}".format, inner, inner),
+        st.builds("\\begin{{pmatrix}}{}\\\\{}\\end{{pmatrix}}".format, inner, inner),
+        st.builds("{}={}".format, inner, inner),
+        st.builds("{}\\text{{{}}}".format, inner, inner),
+        st.builds("\\boxed{{{}}}".format, inner),
+        st.builds("{}{}".format, inner, st.sampled_from(["!", "_2", "%", "}", "{", "\\", "$", " ", "-", ":30"])),
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.one_of(latex, anything, pieces), st.one_of(latex, pieces)), min_size=4, max_size=4))
+def test_no_text_raises_or_hangs_through_math_verify(grader: Grader, pairs: list[tuple[str, str]]) -> None:
+    items = [(f"\\boxed{{{answer}}}", gold, "math") for answer, gold in pairs]
+    start = time.monotonic()
+    grades, opinions = grader.grade(items), grader.second_opinion(items)
+    assert time.monotonic() - start < 60.0  # eight time-outs of two seconds of CPU, on a busy machine
+    assert len(grades) == len(opinions) == len(items)
+    for outcome in grades:
+        check(outcome)
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,16 +1,20 @@
 """One completion graded against one gold answer. Imports the standard library; math-verify only through `symbolic`.
 
 `settle` decides everything that exact numbers and strings can decide. What is left (math style only) is `Undecided` and
-goes to math-verify: in this process from `grade`, in a worker that can be killed from `Grader`.
+goes to math-verify, in a worker that can be killed.
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, get_args
 
 from pspo.grading import symbolic
 from pspo.grading.answers import last_box, last_hash_line, lenient_expression
-from pspo.grading.normalise import claims, is_based, normalise, without_name
+from pspo.grading.normalise import claims, in_latex, is_relation, normalise, without_base, without_name
 from pspo.grading.numbers import Number, exact_number, leading_number, lenient_number
+from pspo.grading.shapes import cannot_equal
+from pspo.grading.units import Unit, split_unit
+from pspo.grading.values import values_differ
 
 Style = Literal["gsm8k", "math"]
 Status = Literal["ok", "no_answer", "timeout", "gold_unreadable", "error"]
@@ -52,26 +56,29 @@ class Undecided:
         return Grade(False, self.answer, verdict)
 
 
-def grade(completion: str, gold: str, style: Style = "gsm8k") -> Grade:
-    """Grade `completion` against `gold`, in this process.
-
-    gold    the bare answer, or a whole reference solution ending in `#### 42` (gsm8k) or holding a box (math)
-    style   "gsm8k" or "math"; anything else is a ValueError. No text raises
-
-    Math style may call math-verify, which takes any amount of time on hostile text ("9^{9^{9}}"): what a policy in
-    training writes belongs to `Grader`.
-    """
-    outcome = settle(completion, gold, style)
-    return outcome if isinstance(outcome, Grade) else outcome.grade(symbolic.compare(outcome.gold, outcome.claims))
-
-
 def settle(completion: str, gold: str, style: Style) -> Grade | Undecided:
     """The grade if it needs no computer algebra, in microseconds; else what math-verify has to decide."""
     if style == "gsm8k":
         return _settle_gsm8k(completion, gold)
     if style == "math":
         return _settle_math(completion, gold)
-    raise ValueError(f"grading style {style!r} is unknown; it must be one of {', '.join(get_args(Style))}")
+    raise _unknown(style)
+
+
+def bare_gold(gold: str, style: Style) -> str | None:
+    """The answer in `gold`, bare or at the end of a whole solution: a number's digits, a box's content; or None."""
+    if style == "gsm8k":
+        line = last_hash_line(gold)
+        number = leading_number(gold if line is None else line)
+        return number.text if number else None
+    if style == "math":
+        box = last_box(gold)
+        return (gold if box is None else box).strip() or None
+    raise _unknown(style)
+
+
+def _unknown(style: str) -> ValueError:
+    return ValueError(f"grading style {style!r} is unknown; it must be one of {', '.join(get_args(Style))}")
 
 
 def _settle_gsm8k(completion: str, gold: str) -> Grade:
@@ -93,34 +100,61 @@ def _settle_math(completion: str, gold: str) -> Grade | Undecided:
     gold_box = last_box(gold)
     target = (gold if gold_box is None else gold_box).strip()
     answer = last_box(completion) or None
+    if answer and not in_latex(answer).strip():
+        answer = None
     if not target or not normalise(target) or len(target) > MAX_EXPRESSION:
         return Grade(False, answer, "gold_unreadable")
     if answer is None:
         return Grade(False, None, "no_answer", lenient=_lenient_math(completion, target))
     if len(answer) > MAX_EXPRESSION:
         return Grade(False, answer, "error")  # refused, not compared
-    equal = _equal(target, answer)
-    if equal is None:
-        return Undecided(answer, target, tuple(claims(target, answer)))
-    return Grade(equal, answer, "ok", lenient=equal)
+    equal = _compare(target, answer)
+    if isinstance(equal, bool):
+        return Grade(equal, answer, "ok", lenient=equal)
+    return Undecided(answer, *equal)
 
 
-def _equal(gold: str, answer: str) -> bool | None:
-    """Equal as numbers or as strings? None if neither can tell."""
-    target = exact_number(without_name(gold))
-    if target is not None:
-        numbers = [exact_number(claim) for claim in claims(without_name(gold), answer)]
-        if all(number is not None for number in numbers):
-            return all(_same(target, number) for number in numbers if number is not None)
-    texts = normalise(gold), normalise(answer)
-    if texts[0] == texts[1] or all(map(is_based, texts)):
-        return texts[0] == texts[1]
-    return None
+def _compare(gold: str, answer: str) -> bool | tuple[str, tuple[str, ...]]:
+    """Equal as numbers, as strings, or impossible by form? Else the gold and the claims for math-verify."""
+    gold, answer = in_latex(gold), in_latex(answer)
+    if gold == answer:
+        return True
+    target, unit = split_unit(without_name(gold))
+    sides = [split_unit(claim) for claim in claims(gold, answer)]
+    factors = [_factor(unit, other) for _, other in sides]
+    if None in factors:
+        return False
+    number = exact_number(target)
+    if number is not None:
+        numbers = [exact_number(text) for text, _ in sides]
+        if None not in numbers:
+            return all(_same(number, n, f) for n, f in zip(numbers, factors, strict=True) if n and f)
+    texts = [text for text, _ in sides]
+    if _same_string(gold, answer) or (set(factors) == {1} and all(_same_string(target, text) for text in texts)):
+        return True
+    if is_relation(gold):
+        if any(values_differ(target, text) for text in texts):
+            return False
+        target, texts = gold, [answer]
+    if any(cannot_equal(target, text) for text in texts):
+        return False
+    return target, tuple(_scaled(text, f) for text, f in zip(texts, factors, strict=True) if f)
 
 
-def _same(gold: Number, answer: Number) -> bool:
+def _factor(gold: Unit | None, answer: Unit | None) -> Fraction | None:
+    """By which the answer's value becomes one in the gold's unit; 1 if a unit is missing, None if they disagree."""
+    if gold is None or answer is None:
+        return Fraction(1)
+    return answer.factor / gold.factor if answer.dimensions == gold.dimensions else None
+
+
+def _scaled(text: str, factor: Fraction) -> str:
+    return text if factor == 1 else rf"\frac{{{factor.numerator}}}{{{factor.denominator}}}\cdot({text})"
+
+
+def _same(gold: Number, answer: Number, factor: Fraction) -> bool:
     """Equal values. A percent sign on one side only is either a unit (40% for 40) or a factor (40% for 0.4)."""
-    if gold.value == answer.value:
+    if gold.value == answer.value * factor:
         return True
     if gold.percent == answer.percent:
         return False
@@ -128,10 +162,19 @@ def _same(gold: Number, answer: Number) -> bool:
     return percent.value == plain.value * 100
 
 
+def _same_string(gold: str, answer: str) -> bool:
+    """Spellings of one answer. A base that the answer does not repeat is that of the question; half days likewise."""
+    first, second = normalise(gold), normalise(answer)
+    if first == second:
+        return bool(first)
+    (digits, base), (others, base2) = without_base(first), without_base(second)
+    return digits == others and (base2 is None or (base is None and base2 == "10"))
+
+
 def _lenient_math(completion: str, gold: str) -> bool:
     """Does the text say the gold without a box? Judged as number or string only: not worth a worker's time."""
     stated = lenient_expression(completion)
-    if stated and _equal(gold, stated):
+    if stated and _compare(gold, stated) is True:
         return True
-    target, guess = exact_number(without_name(gold)), lenient_number(completion)
+    target, guess = exact_number(split_unit(without_name(gold))[0]), lenient_number(completion)
     return target is not None and guess is not None and target.value == guess.value

@@ -6,6 +6,8 @@ a person reads as the same answer (`\text{(B)}`, `B`) to one string; it never ch
 
 import functools
 import re
+import unicodedata
+from fractions import Fraction
 
 from pspo.grading.numbers import to_ascii
 
@@ -13,7 +15,8 @@ _RULES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\\(?:left|right|[bB]ig[lr]?)(?![A-Za-z])", ""),
     (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     (r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|rm|bf)\s*\{([^{}]*)\}", r"\1"),
-    (r"(?<!\\)\\(?:displaystyle|limits|!|,|;|:|q?quad| |[()\[\]])|~", ""),  # not the second half of "\\ "
+    (r"(?<!\\)\\(?:displaystyle(?![A-Za-z])|limits(?![A-Za-z])|!|[()\[\]])", ""),  # not the second half of "\\ "
+    (r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~", " "),
     (r"(?<!\\)\$", ""),
     (r"\\\$", ""),
     (r"\{,\}", ","),
@@ -28,7 +31,13 @@ _RULES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\\neq(?![A-Za-z])|≠", r"\\ne"),
     (r"π", r"\\pi"),
     (r"\\?%", ""),
-    (r"\s+", ""),
+    (r"(?<=\d)\s+(?=\d{3}(?!\d))", ""),  # thousands; any other space between digits parts two numbers: "4 2" is not 42
+    (r"(?<!\d)\s+|\s+(?!\d)", ""),
+    (r"\s+", " "),
+    (r"(?<=\d)[Aa]\.?[Mm]\b\.?", "am"),
+    (r"(?<=\d)[Pp]\.?[Mm]\b\.?", "pm"),
+    (r"\\mathbb\s*\{?R\}?", r"(-\\infty,\\infty)"),
+    (r"\+\\infty", r"\\infty"),
 ]]  # fmt: skip
 
 _CHOICE = re.compile(r"\(([A-Za-z])\)")
@@ -40,23 +49,70 @@ def normalise(latex: str) -> str:
     text = to_ascii(latex)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
-    text = text.rstrip(".")
+    text = text.removesuffix(".")
     if choice := _CHOICE.fullmatch(text):
         text = choice[1]
     return text.casefold() if text.isalpha() and len(text) > 1 else text
 
 
-_BASED = re.compile(r"[0-9A-Z]+_(?:[0-9]|\{[0-9]+\})")
+_BASED = re.compile(r"([0-9A-Z]+)_(?:([0-9])|\{([0-9]+)\})")
 
 
-def is_based(normalised: str) -> bool:
-    """Is it a numeral with its base, as in "1010_2"? (math-verify ignores the base: 1010_3 would pass for 1010_2.)"""
-    return _BASED.fullmatch(normalised) is not None
+def without_base(normalised: str) -> tuple[str, str | None]:
+    """The numeral and its base, as ("1010", "2") of "1010_2"; None for the base where none is written."""
+    match = _BASED.fullmatch(normalised)
+    return (match[1], match[2] or match[3]) if match else (normalised, None)
+
+
+def _vulgar(fraction: str) -> str:
+    value = Fraction(unicodedata.numeric(fraction)).limit_denominator(10)
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_UNICODE = [(re.compile(pattern), replacement) for pattern, replacement in [
+    ("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda m: f"^{{{m.group().translate(_SUPERSCRIPTS)}}}"),
+    ("[¼½¾⅐-⅞]", lambda m: _vulgar(m.group())),
+    (r"√\s*\(([^()]*)\)", lambda m: rf"\sqrt{{{m[1]}}}"),
+    (r"√\s*(\d+|[A-Za-z])", lambda m: rf"\sqrt{{{m[1]}}}"),
+    ("π", lambda _: r"\pi "), ("∞", lambda _: r"\infty "), ("\u222a", lambda _: r"\cup "), ("∩", lambda _: r"\cap "),
+    ("∅", lambda _: r"\emptyset "), ("\u00d7", lambda _: r"\times "), ("·|⋅", lambda _: r"\cdot "),
+    ("±", lambda _: r"\pm "),
+    ("≤", lambda _: r"\le "), ("≥", lambda _: r"\ge "), ("≠", lambda _: r"\ne "), ("∈", lambda _: r"\in "),
+    ("\u211d", lambda _: r"\mathbb{R}"), ("°", lambda _: r"^\circ "), ("…", lambda _: r"\ldots "),
+]]  # fmt: skip
+
+
+_ALL_REALS = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*all real(?:s| numbers)\s*\}")
+_INVISIBLE = re.compile(r"\\[hv]?phantom\s*\{[^{}]*\}")
+_CONNECTED = re.compile(
+    r"\s*,?\s*(?:\\(?:text|textrm|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![\\A-Za-z])(?:and|or)(?![A-Za-z]))\s*"
+)
+
+
+def in_latex(text: str) -> str:
+    r"""`text` with LaTeX commands for mathematical characters ("x^{2}" for "x²"), and "2\text{ and }3" as "2,3"."""
+    if "phantom" in text:
+        text = _INVISIBLE.sub("", text)
+    if "all real" in text:
+        text = _ALL_REALS.sub(r"(-\\infty,\\infty)", text)
+    if not text.isascii():
+        text = to_ascii(text)
+        for pattern, replacement in _UNICODE:
+            text = pattern.sub(replacement, text)
+    return _CONNECTED.sub(",", text) if "and" in text or "or" in text else text
 
 
 _EQUALS = re.compile(r"(?<![\\<>!:=])=(?!=)")
 _RELATION = re.compile(r"[=<>]|\\(?:[lg]eq?|[lg]t|neq?|in|equiv)(?![A-Za-z])")
 _NAME = re.compile(r"(?!\\[dtc]?frac|\\sqrt)[A-Za-z\\][A-Za-z\\_{}' ()0-9]{0,40}")
+_POINT_NAME = re.compile(r"\s*(?:\\left)?\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*(?:\\right)?\)\s*=(?!=)")
+_MEMBER = re.compile(r"\s*[A-Za-z]\s*\\in(?![A-Za-z])\s*")
+
+
+def is_relation(gold: str) -> bool:
+    """Is it an equation, inequality or membership, and not only a named value ("x = 5")?"""
+    return _RELATION.search(gold) is not None
 
 
 def claims(gold: str, answer: str) -> list[str]:
@@ -64,7 +120,12 @@ def claims(gold: str, answer: str) -> list[str]:
 
     An answer to a gold that is itself a relation ("y = 2x") is left whole, and so is a list ("x = 1, y = 2").
     """
-    if _RELATION.search(gold) or any(mark in answer for mark in ",;&"):
+    if is_relation(gold):
+        return [answer]
+    for prefix in (_MEMBER, _POINT_NAME):
+        if match := prefix.match(answer):
+            return [answer[match.end() :].strip()]
+    if "=" not in answer or any(mark in answer for mark in ",;&"):
         return [answer]
     parts = [part.strip() for part in _EQUALS.split(answer)]
     if len(parts) > 1 and _NAME.fullmatch(parts[0]):
@@ -74,5 +135,7 @@ def claims(gold: str, answer: str) -> list[str]:
 
 def without_name(gold: str) -> str:
     """A gold "x = 5" as "5"; any other gold unchanged."""
+    if "=" not in gold:
+        return gold
     parts = _EQUALS.split(gold)
     return parts[1].strip() if len(parts) == 2 and _NAME.fullmatch(parts[0].strip()) else gold

@@ -4,13 +4,14 @@ Two readings share one grammar of a number (sign, currency, thousands separators
 mixed numbers, in plain text or LaTeX):
 
     leading_number(text)   the number a line starts with, as in "**$1,234.50** per week."; for `####` lines
-    exact_number(text)     the number the whole text is, as in r"\\frac{3}{4}\\text{ cm}"; for boxes and golds
+    exact_number(text)     the number the whole text is, as in r"\\frac{3}{4}"; for boxes and golds
 
 Everything is capped in length and in exponent, so hostile text costs microseconds: "9**9**9**9" is not a number here.
 """
 
 import functools
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -35,7 +36,7 @@ _ASCII = {ord(c): a for chars, a in [
     ("\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000", " "),
     ("\u2044\u2215\uff0f", "/"), ("\uff0c", ","), ("\uff0e", "."), ("\uff05", "%"), ("\uff04", "$"), ("\uff0b", "+"),
     ("\uff1a", ":"), ("\uff1d", "="),
-    ("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),
+    ("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad", ""),
 ] for c in chars} | {0xFF10 + d: str(d) for d in range(10)}  # fmt: skip
 
 _LATEX = [(re.compile(pattern), replacement) for pattern, replacement in [
@@ -52,10 +53,11 @@ _LATEX = [(re.compile(pattern), replacement) for pattern, replacement in [
 ]]  # fmt: skip
 
 _WRAPPED = re.compile(r"\\(?:boxed|text|textbf|textit|textrm|mathbf|mathrm|mbox|bf|rm)\s*\{([^{}]*)\}")
-_UNIT_WRAPPED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mbox)\s*\{([^{}\d]*)\}(?:\s*\^\s*\{?\s*[23]\s*\}?)?")
 _APPROXIMATELY = re.compile(r"^\s*\\approx(?![A-Za-z])")
 _DEGREE = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree|°)\s*")
 
+_INTEGER = re.compile(r"-?[1-9]\d{0,17}|0")  # most golds: read without the rest of this module
+_DIGIT = re.compile(r"\d")
 _TIMES = r"[x\u00d7*]"
 _INT = r"(?:\d{1,3}(?:[ ]\d{3})+(?!\d)|\d+(?:,\d{3})+(?!\d)|\d+)"
 _NUMBER = re.compile(
@@ -75,7 +77,7 @@ _LABEL = re.compile(r"(?:[A-Za-z][A-Za-z '\u2019()]{0,80}?(?::|=|\bis\b|\bare\b)
 # What makes the number before it something else: more of an expression, a clock time, a second part, another answer.
 _CONTINUES = re.compile(
     r"""\s*(?: [,;:.]\ ?[-+$]?\d | [-+*/\u00d7\u00f7\u00b7=^<>|&_]+\s*[-+$({\\.]*\s*\d | x\s*\d
-      | [A-Za-z]+\.?,?\s+(?:and\s+)?[$]?\d | \\+\s*\d )
+      | [A-Za-z]+\.?,?\s+(?:and\s+)?[$]?\d | \\+\s*\d | [eE][-+]?\d | \u00b1 | [*_`]+\s+[*_`]+\s*\d )
     | \s+[-+]?[$]?\d
     | .*\b(?:or|wait|actually|rather|not|no)\b.*\d""",
     re.VERBOSE | re.IGNORECASE,
@@ -87,9 +89,21 @@ def to_ascii(text: str) -> str:
     return text.translate(_ASCII)
 
 
+_SYMBOLS = re.compile("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]+")  # a tick or an emoji beside the number
+_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+
+
+def _vulgar(match: re.Match[str]) -> str:
+    """A one-character fraction as " 1/2", so that one and a half is a mixed number and not 11/2."""
+    value = Fraction(unicodedata.numeric(match.group())).limit_denominator(10)
+    return f" {value.numerator}/{value.denominator}"
+
+
 def _plain(text: str) -> str:
     """LaTeX spelling of a number as plain text: \\$1{,}000 -> $1,000, \\dfrac{1}{2} -> 1/2."""
     text = to_ascii(text)
+    if not text.isascii():
+        text = _SYMBOLS.sub(" ", _VULGAR.sub(_vulgar, text))
     if "\\" in text or "{" in text or "~" in text:
         for pattern, replacement in _LATEX:
             text = pattern.sub(replacement, text)
@@ -132,6 +146,8 @@ def leading_number(line: str) -> Number | None:
 
     None if there is none, or if what follows makes it something else: "5 + 3", "10-12", "4:30", "5 or 6", "41=42".
     """
+    if _INTEGER.fullmatch(line):
+        return Number(Fraction(int(line)), line)
     text = _plain(line[:MAX_CHARS])
     for _ in range(2):  # \boxed{\text{42}}
         text = _WRAPPED.sub(r" \1 ", text)
@@ -156,28 +172,25 @@ def leading_number(line: str) -> Number | None:
     return Number(value, spelling, percent is not None)
 
 
+_REPEATING = re.compile(r"([-+]?)(\d{0,30})\.(\d{0,30})\\(?:overline|bar)\s*(?:\{(\d{1,30})\}|(\d))")
+_SIGNED_BELOW = re.compile(r"\\frac\s*\{\s*([-+]?)\s*(\d+)\s*\}\s*\{\s*-\s*(\d+)\s*\}")
+
+
 @functools.lru_cache(maxsize=4096)
 def exact_number(text: str) -> Number | None:
-    r"""The number that the whole of `text` is, or None. A `\text{...}` unit, a degree or percent sign may follow it.
-
-    Bare letters do not count as a unit, because "5 x" is an expression.
-    """
-    if len(text) > MAX_CHARS:
+    r"""The number that the whole of `text` is, or None. A degree or percent sign may follow it, a unit not."""
+    if _INTEGER.fullmatch(text):
+        return Number(Fraction(int(text)), text)
+    if len(text) > MAX_CHARS or not _DIGIT.search(text):
         return None
+    if "\\overline" in text or "\\bar" in text:
+        return _repeating(text)
     text = _DEGREE.sub(" ", to_ascii(text)).strip()
-    unit = _UNIT_WRAPPED.search(text)
-    if (
-        unit
-        and unit.start()
-        and not text[unit.end() :].strip(" .")
-        and not re.search(r"\b(?:or|and|to|hundred|[mbtr]+illion|thousand|[ap]\.?m)\b|[,:;]", unit[1])
-    ):
-        text = text[: unit.start()]
     text = _APPROXIMATELY.sub("", _WRAPPED.sub(r"\1", text))
-    text = _plain(text).rstrip(". ")
-    if text.startswith("$") and text.endswith("$"):
-        text = text[1:-1]
-    text = text.strip()
+    text = _SIGNED_BELOW.sub(lambda m: rf"\frac{{{'' if m[1] == '-' else '-'}{m[2]}}}{{{m[3]}}}", text)
+    text = _plain(text).removesuffix(".").rstrip()
+    while len(text) > 1 and (text[0], text[-1]) in (("$", "$"), ("{", "}")):
+        text = text[1:-1].strip()
     match = _NUMBER.match(text)
     value = _value(match) if match else None
     if match is None or value is None:
@@ -187,6 +200,17 @@ def exact_number(text: str) -> Number | None:
     if rest[percent.end() if percent else 0 :].strip(" $"):
         return None
     return Number(value, _spelling(match, value), percent is not None)
+
+
+def _repeating(text: str) -> Number | None:
+    r"""0.1\overline{6} as 1/6."""
+    match = _REPEATING.fullmatch(text.strip().rstrip("."))
+    if match is None:
+        return None
+    digits, again = match[3], match[4] or match[5]
+    whole = Fraction(f"{match[2] or 0}.{digits or 0}")
+    value = whole + Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(digits))
+    return Number(-value if match[1] == "-" else value, text.strip())
 
 
 _ANY_NUMBER = re.compile(r"(?<![\w.])[-+]?[$€£]?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")

@@ -1,16 +1,27 @@
-"""The process that runs math-verify: `python -m pspo.grading.worker TIMEOUT PARENT_PID`. Started by `pool.py` only.
+"""The process that runs math-verify: `python -m pspo.grading.worker CPU_SECONDS WALL_SECONDS PARENT_PID`.
 
-Imports the standard library and, when it starts, math-verify.
+Started by `pool.py` only. Imports the standard library and, when it starts, math-verify.
 
-    stdin    one line a chunk: a JSON list of [gold, [claim, ...]]
-    stdout   "ready" once math-verify is loaded; then, for each chunk, "begin" and one line an item: its verdict
+    stdin    one line a chunk: a JSON list of tasks. One chunk at a time: the next comes after the last verdict
+    stdout   "ready" once math-verify is loaded; then, for each chunk, "begin" and one line a task: its verdict;
+             "timeout" and "died" end a chunk early: what is left of it must be sent again
 
-The clock is the kernel's. Before each item the process arms ITIMER_REAL and leaves SIGALRM at its default action, so
-the kernel kills it when the item's time is up, even inside one long C call that never gives Python a turn. The parent
-sees the pipe close and knows the item by counting lines. The process also dies with its parent, whatever it is doing.
+    ["claims", gold, [claim, ...]]     does every claim equal the gold? (`symbolic.compare`)
+    ["whole", gold, [completion]]      math-verify alone on the whole completion (`symbolic.second_opinion`)
+
+It is two processes. The first imports math-verify, which takes seconds, and forks the second, which does the work; when
+that one is killed, the first says so and forks another within milliseconds. (Forking is safe here: one thread, nothing
+of the training program's.)
+
+The clock is the kernel's. Before each task the second process arms ITIMER_PROF, which counts the CPU time it uses (user
+and system), and leaves SIGPROF at its default action: the kernel kills it when the time is up, even inside one long C
+call that never gives Python a turn. CPU time, because wall time would turn right answers into time-outs on a busy
+machine. ITIMER_REAL (SIGALRM) is the backstop for a process that is blocked and uses no CPU. Each process dies with the
+one that started it, whatever it is doing.
 """
 
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -18,6 +29,13 @@ import signal
 import sys
 
 MEMORY_BYTES = 4 << 30  # beyond it: MemoryError, which is an "error" verdict
+# Imports sympy and what it imports late, and fills its caches, off the clock.
+WARM_UP = [
+    ("x^2+2x+1", "(x+1)^2"),
+    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"),
+    ("y=2x+1", "2x-y+1=0"),
+    ("1,2", "2,3"),
+]
 _PR_SET_PDEATHSIG = 1
 
 
@@ -29,33 +47,61 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
+def _set_timers(cpu: float, wall: float) -> None:
+    signal.setitimer(signal.ITIMER_PROF, cpu)
+    signal.setitimer(signal.ITIMER_REAL, wall)
+
+
+def _serve(verdicts: int, cpu: float, wall: float) -> None:
+    """Chunks from stdin until it is closed."""
+    from pspo.grading.symbolic import compare, second_opinion
+
+    for line in sys.stdin.buffer:
+        chunk = json.loads(line)
+        os.write(verdicts, b"begin\n")
+        for kind, gold, texts in chunk:
+            _set_timers(cpu, wall)
+            verdict = compare(gold, tuple(texts)) if kind == "claims" else second_opinion(gold, texts[0])
+            _set_timers(0, 0)
+            os.write(verdicts, verdict.encode() + b"\n")
+
+
 def main() -> None:
-    timeout, parent = float(sys.argv[1]), int(sys.argv[2])
+    cpu, wall, parent = float(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
     _die_with(parent)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    timers = (signal.SIGPROF, signal.SIGALRM)
+    for timer in timers:
+        signal.signal(timer, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, timers)
 
     # What libraries print must not mix with verdicts.
-    verdicts = os.fdopen(os.dup(1), "w", encoding="ascii", buffering=1)
+    verdicts = os.dup(1)
     os.dup2(2, 1)
 
     from pspo.grading.symbolic import compare
 
-    compare(r"\frac{x}{2}", (r"0.5x",))  # imports sympy and fills its caches off the clock
+    for gold, claim in WARM_UP:
+        compare(gold, (claim,))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the parser complains there about each hostile text
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    verdicts.write("ready\n")
+    gc.freeze()  # what is there now stays shared with the forked process
+    os.write(verdicts, b"ready\n")
 
-    for line in sys.stdin:
-        chunk = json.loads(line)
-        verdicts.write("begin\n")
-        for gold, claims in chunk:
-            signal.setitimer(signal.ITIMER_REAL, timeout)
-            verdict = compare(gold, tuple(claims))
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            verdicts.write(verdict + "\n")
+    this, ended = os.getpid(), -1
+    while ended:
+        child = os.fork()
+        if child == 0:
+            try:
+                _die_with(this)
+                _serve(verdicts, cpu, wall)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if ended:
+            os.write(verdicts, b"timeout\n" if -ended in timers else b"died\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,190 @@
+"""How fast and how right grading is on one core, beside math-verify alone on the same items.
+
+    .venv/bin/python benchmarks/grading.py [--data ../shared/data] [--items 1000] [--pairs 5] [--hang 4096]
+
+Each official solution of GSM8K and MATH is graded as a completion against its own gold and against another problem's.
+"ours" is `Grader.grade` with one worker that is already up and with empty caches; "math-verify" is the same worker's
+`second_opinion`, which is math-verify's own extraction and comparison. The two take turns, both on one core. Prints a
+table and the correctness counts, and writes benchmarks/results/grading.json.
+`--items 0` takes every row: minutes a pair with math-verify.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pspo.grading import Grader
+from pspo.grading.answers import last_box
+from pspo.grading.grade import bare_gold
+from pspo.grading.normalise import normalise
+from pspo.grading.numbers import exact_number, leading_number
+from pspo.grading.pool import Item
+from pspo.grading.units import split_unit
+from pspo.provenance import provenance
+
+ROOT = Path(__file__).resolve().parents[1]
+HANGS = r"\boxed{9^{9^{9}}}"
+SETS = (("gsm8k", "answer"), ("math", "solution"))
+
+
+def solutions(data: Path, style: str, field: str) -> list[str]:
+    paths = [data / style / f"{split}.jsonl" for split in ("train", "test")]
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        sys.exit(f"no {missing[0]}; give the directory that holds gsm8k/ and math/ with --data")
+    rows = [json.loads(line)[field] for path in paths for line in path.open(encoding="utf-8")]
+    return [row for row in rows if style == "gsm8k" or last_box(row)]
+
+
+def items_of(rows: list[str], style: Any, count: int) -> dict[str, list[Item]]:
+    """The same solutions against their own golds, and against those of others."""
+    chosen = random.Random(0).sample(rows, min(count or len(rows), len(rows)))
+    return {
+        "own gold": [(row, row, style) for row in chosen],
+        "other gold": [(row, other, style) for row, other in zip(chosen, chosen[1:] + chosen[:1], strict=True)],
+    }
+
+
+def make_cold(grader: Grader) -> None:
+    """Empty caches here, and a working process that has graded nothing: the worker forks another one for it."""
+    for module in [m for name, m in sys.modules.items() if name.startswith("pspo.grading")]:
+        for member in vars(module).values():
+            if hasattr(member, "cache_clear"):
+                member.cache_clear()
+    for pid in grader.worker_pids():
+        for child in psutil.Process(pid).children():
+            child.kill()
+            child.wait()
+    grader.grade([(r"\boxed{\sin x}", r"\cos x", "math")])  # the next one is up
+
+
+def timed(grader: Grader, items: list[Item], alone: bool) -> tuple[float, list[str]]:
+    """Items a second, and the outcome of each: "equal", "different" or what went wrong."""
+    make_cold(grader)
+    start = time.perf_counter()
+    if alone:
+        outcomes: list[str] = list(grader.second_opinion(items))
+    else:
+        grades = grader.grade(items)
+        outcomes = [g.status if g.status != "ok" else "equal" if g.correct else "different" for g in grades]
+    return len(items) / (time.perf_counter() - start), outcomes
+
+
+def unequal(first: str, second: str, style: Any) -> bool:
+    """Are two golds different answers, as far as numbers and spellings tell?"""
+    texts = [bare_gold(text, style) or "" for text in (first, second)]
+    read = leading_number if style == "gsm8k" else exact_number
+    numbers = [read(split_unit(text)[0]) for text in texts]
+    if numbers[0] and numbers[1]:
+        return numbers[0].value != numbers[1].value
+    return normalise(texts[0]) != normalise(texts[1])
+
+
+def counts(halves: dict[str, list[Item]], found: dict[str, dict[str, list[str]]]) -> dict[str, Any]:
+    """Own golds accepted, unequal golds rejected, and where the two graders disagree."""
+    told: dict[str, Any] = {}
+    for who in ("ours", "math-verify"):
+        own, other = found["own gold"][who], found["other gold"][who]
+        apart = [
+            o for o, (text, gold, style) in zip(other, halves["other gold"], strict=True) if unequal(text, gold, style)
+        ]
+        told[who] = {
+            "own gold accepted": f"{own.count('equal')} of {len(own)}",
+            "unequal gold not accepted": f"{len(apart) - apart.count('equal')} of {len(apart)}",
+            "outcomes": dict(Counter(own + other)),
+        }
+    told["disagreements"] = [
+        {"half": half, "gold": bare_gold(gold, style), "answer": bare_gold(text, style), "ours": a, "math-verify": b}
+        for half, items in halves.items()
+        for (text, gold, style), a, b in zip(items, found[half]["ours"], found[half]["math-verify"], strict=True)
+        if (a == "equal") != (b == "equal")
+    ]
+    return told
+
+
+def speed(grader: Grader, rows: list[str], style: str, options: argparse.Namespace) -> dict[str, Any]:
+    halves = items_of(rows, style, options.items)
+    rates: dict[str, dict[str, list[float]]] = {half: {"ours": [], "math-verify": []} for half in halves}
+    found: dict[str, dict[str, list[str]]] = {half: {} for half in halves}
+    for _ in range(options.pairs):
+        for half, items in halves.items():
+            for who in ("ours", "math-verify"):
+                rate, found[half][who] = timed(grader, items, alone=who == "math-verify")
+                rates[half][who].append(rate)
+    both = {
+        who: [2 / (1 / a + 1 / b) for a, b in zip(*(rates[h][who] for h in halves), strict=True)]
+        for who in found["own gold"]
+    }
+    return {
+        "items a half": len(halves["own gold"]),
+        "rates": rates | {"both": both},
+        "correctness": counts(halves, found),
+    }
+
+
+def hanging(grader: Grader, rows: list[str], size: int) -> dict[str, float]:
+    """Seconds for a batch of other people's golds, and for the same batch with one item that would run for ever."""
+    chosen = random.Random(2).sample(rows, min(size, len(rows) - 1))
+    items: list[Item] = [(a, b, "math") for a, b in zip(chosen, chosen[1:] + chosen[:1], strict=True)]
+    seconds = {}
+    for name, batch in (
+        ("without", items),
+        ("with", [*items[: size // 2], (HANGS, "2", "math"), *items[size // 2 + 1 :]]),
+    ):
+        make_cold(grader)
+        start = time.perf_counter()
+        grades = grader.grade(batch)
+        seconds[name] = time.perf_counter() - start
+        assert sum(g.status == "timeout" for g in grades) == (name == "with")
+    return seconds | {"items": len(items), "cost of the item that hangs": seconds["with"] - seconds["without"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=ROOT / ".." / "shared" / "data")
+    parser.add_argument("--items", type=int, default=1000, help="solutions a data set; 0 for all")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--hang", type=int, default=4096, help="size of the batch with an item that hangs")
+    options = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # inherited by the workers
+    loaded = {style: solutions(options.data, style, field) for style, field in SETS}
+
+    with Grader(workers=1) as grader:
+        results: dict[str, Any] = {style: speed(grader, rows, style, options) for style, rows in loaded.items()}
+        results["hanging"] = hanging(grader, loaded["math"], options.hang)
+    print(f"| items/s, median of {options.pairs} (range) | ours | math-verify alone | ratio of medians |")
+    print("| --- | --- | --- | --- |")
+    for style, result in ((style, results[style]) for style, _ in SETS):
+        for half, columns in result["rates"].items():
+            ours, theirs = columns["ours"], columns["math-verify"]
+            shown = [f"{statistics.median(v):,.0f} ({min(v):,.0f} to {max(v):,.0f})" for v in (ours, theirs)]
+            ratio = statistics.median(ours) / statistics.median(theirs)
+            print(f"| {style}, {half} | {shown[0]} | {shown[1]} | {ratio:,.1f} |")
+    for style, result in ((style, results[style]) for style, _ in SETS):
+        told = result["correctness"]
+        for who in ("ours", "math-verify"):
+            print(f"{style}, {who}: " + "; ".join(f"{name} {value}" for name, value in told[who].items()))
+        print(f"{style}: {len(told['disagreements'])} disagreements")
+        for case in told["disagreements"][:10]:
+            print("  ", json.dumps(case, ensure_ascii=False))
+    print("a batch of {items:,} in {without:.1f} s; with one item that hangs {with:.1f} s".format(**results["hanging"]))
+    path = ROOT / "benchmarks" / "results" / "grading.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"provenance": provenance(), "results": results}, indent=1, ensure_ascii=False) + "\n")
+    print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()
