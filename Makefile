@@ -18,7 +18,7 @@ PY := .venv/bin/python
 # Without vLLM the programs are told so, and a rollout= in ARGS, which comes later, still wins.
 ENGINE = $(if $(filter hf,$(shell cat .venv/pspo-engine 2>/dev/null)),rollout=hf)
 
-.PHONY: help setup reproduce test lint format bench sweep slurm theory report docs lock clean distclean need-sbatch
+.PHONY: help setup reproduce test lint format bench sweep slurm theory report audit docs lock clean distclean need-sbatch
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -61,6 +61,9 @@ theory: setup ## the properties that the paper claims, checked numerically
 
 report: setup ## tables, figures and report again, from what has been run (STUDY)
 	$(PY) experiments/report.py study=$(STUDY) $(ARGS)
+
+audit: setup ## graded completions to look at, those first on which readings disagree (STUDY; docs/audit.md)
+	$(PY) experiments/audit.py study=$(STUDY) $(ARGS)
 
 docs: setup ## docs/metrics.md again, from the registry of metrics
 	@$(PY) -m pspo.metrics > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md || { rm -f docs/metrics.md.new; exit 1; }

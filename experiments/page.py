@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+import audit
+import auditpage
 import figures
 import tables
 from pspo.config import StudyConfig
@@ -22,6 +22,7 @@ from records import Graded, read_graded
 from results import all_published, grouped, rows_of
 from slurm import arguments_of
 from studies import Cell, Study
+from suspicion import CLASSES
 
 TEMPLATE = Path(__file__).resolve().parent / "report.html.j2"
 SAMPLES = 3
@@ -46,21 +47,27 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     header["test problems"] = ", ".join(map(str, sizes)) or "none graded yet"
     path = tables.write(folder, header, rows, study.baseline, paper)
     drawn = figures.draw(folder / "figures", cells, list(study.arms))
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        title=study.title,
-        header=header,
-        columns=tables.columns(rows, study.baseline, paper),
-        rows=rows,
-        legend=tables.legend(study.baseline),
-        complete=sum(cell.complete for cell in cells),
-        cells=cells,
-        figures=[svg(figure) for figure in drawn],
-        samples=[(name, samples_of(members)) for name, members in grouped(cells, regime_name)],
-        published=all_published(),
-        paper=paper,
+    audited = auditpage.read_audit(folder)
+    page = (
+        auditpage.environment()
+        .from_string(TEMPLATE.read_text(encoding="utf-8"))
+        .render(
+            title=study.title,
+            header=header,
+            columns=tables.columns(rows, study.baseline, paper),
+            rows=rows,
+            legend=tables.legend(study.baseline),
+            complete=sum(cell.complete for cell in cells),
+            cells=cells,
+            figures=[svg(figure) for figure in drawn],
+            samples=[(name, samples_of(members)) for name, members in grouped(cells, regime_name)],
+            audit=audited,
+            audit_classes=CLASSES,
+            audit_outdated=audit.outdated(audited, cells) if audited else 0,
+            audit_command=shlex.join(["python", "experiments/audit.py", *arguments_of(cfg)]),
+            published=all_published(),
+            paper=paper,
+        )
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
     return f"{path.read_text(encoding='utf-8')}\n{path}"

@@ -2,6 +2,7 @@
 
     what the cells start from: made (pspo.sft) and evaluated (eval/evaluate.py) where that is missing
     every cell without DONE:   python -m pspo.train <its overrides>, `jobs` at a time, log in <runs>/logs/
+    the audit of the grader:   audit.py, where the study is complete
     tables, figures, report:   page.py; the table's path is the last line of the output
 
 A run that fails does not stop the others; the program then ends with status 1 and names each, with the table written
@@ -53,6 +54,8 @@ def reproduce(cfg: StudyConfig) -> None:
         if whole:
             from page import rebuild  # matplotlib and scipy come with it: a wrong setting is told before
 
+            if not failures:
+                audit_grades(cells, cfg)
             print(rebuild(study, cells, cfg))
     if failures:
         for outcome in failures:
@@ -76,6 +79,16 @@ def run_missing(cells: Sequence[Cell], cfg: StudyConfig) -> list[Outcome]:
     with Progress(len(cells), len(cells) - len(missing), cfg.jobs) as view:
         outcomes = run_tasks([cell_task(cell, cfg) for cell in missing], cfg.jobs, view)
     return [outcome for outcome in outcomes if outcome.error]
+
+
+def audit_grades(cells: Sequence[Cell], cfg: StudyConfig) -> None:
+    """The audit of the grader for the report, where runs are new. The report does not depend on it."""
+    from audit import audit_study
+
+    try:
+        audit_study(cells, cfg)
+    except PspoError as error:
+        say(f"no audit of the grader: {error}")
 
 
 def run_or_stop(tasks: Sequence[Task], cfg: StudyConfig) -> None:

@@ -21,7 +21,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "slurm" / "study.sh"
 
 
 def submit(cfg: StudyConfig, cells: Sequence[Cell], prepare: bool) -> None:
-    """Submits the cells that are not complete, and a report after them. Raises PspoError without sbatch."""
+    """Submits the cells that are not complete, then audit and report. Raises PspoError without sbatch."""
     if shutil.which("sbatch") is None:
         raise PspoError("launcher=slurm needs sbatch, which is not here; run it where jobs are submitted, or locally")
     arguments = arguments_of(cfg)

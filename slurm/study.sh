@@ -3,7 +3,7 @@
 #
 #   sbatch slurm/study.sh study=main scale=paper              the whole study, on the node that the job gets
 #   sbatch --array=0-23 slurm/study.sh study=main scale=cpu   one run a task: the array index names the cell
-#   sbatch slurm/study.sh report study=main scale=cpu         tables, figures and report from what has been run
+#   sbatch slurm/study.sh report study=main scale=cpu         audit, tables, figures and report from what has been run
 #
 # experiments/reproduce.py launcher=slurm submits all three in order.
 set -euo pipefail
@@ -13,6 +13,7 @@ program=experiments/reproduce.py
 if [[ ${1-} == report ]]; then
     program=experiments/report.py
     shift
+    "${PYTHON:-.venv/bin/python}" experiments/audit.py "$@" || echo "no audit of the grader; the report goes on" >&2
 fi
 if [[ -n ${SLURM_ARRAY_TASK_ID-} ]]; then
     set -- "$@" "cell=$SLURM_ARRAY_TASK_ID"

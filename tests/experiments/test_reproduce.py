@@ -180,7 +180,7 @@ def test_slurm_arguments_give_the_same_study(tmp_path: Path) -> None:
     [
         (["study=smoke"], None, "experiments/reproduce.py study=smoke"),
         (["study=smoke"], "7", "experiments/reproduce.py study=smoke cell=7"),
-        (["report", "study=smoke"], None, "experiments/report.py study=smoke"),
+        (["report", "study=smoke"], None, "experiments/audit.py study=smoke\nexperiments/report.py study=smoke"),
     ],
 )
 def test_the_batch_script_runs_a_study_a_cell_or_the_report(
