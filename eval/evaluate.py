@@ -1,14 +1,16 @@
 """Accuracy of a checkpoint on a benchmark: `python eval/evaluate.py checkpoint=RUN_DIR_OR_HUB_ID benchmark=...`
 
-Writes one JSON line a problem (docs/files.md) and prints the accuracy. Data, prompts, sampling and grading are pspo's;
-nothing of them is defined here.
+Writes one JSON line a problem and a summary (docs/files.md), and prints the accuracy. Interrupted and started again it
+goes on; complete, it prints what is there. Data, prompts, sampling and grading are pspo's; nothing is defined here.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pspo.config import EvalConfig, TrainConfig, load_yaml, program
 from pspo.errors import ConfigError
@@ -28,7 +30,7 @@ def resolve(checkpoint: str) -> tuple[str, Path | None]:
     return checkpoint, None
 
 
-def out_path(cfg: EvalConfig, checkpoint: str, run_dir: Path | None) -> Path:
+def out_path(cfg: EvalConfig, temperature: float, checkpoint: str, run_dir: Path | None) -> Path:
     """<run_dir>/eval/<benchmark>.jsonl for a run's last checkpoint; other protocols and checkpoints are in the name."""
     if cfg.out is not None:
         return Path(cfg.out)
@@ -37,8 +39,8 @@ def out_path(cfg: EvalConfig, checkpoint: str, run_dir: Path | None) -> Path:
         parts.append(Path(checkpoint).name)
     if cfg.split != "test":
         parts.append(cfg.split)
-    if cfg.temperature > 0:
-        parts.append(f"T{cfg.temperature:g}x{cfg.samples}")
+    if temperature > 0:
+        parts.append(f"T{temperature:g}x{cfg.samples}")
     if cfg.limit is not None:
         parts.append(f"first-{cfg.limit}")
     if run_dir is not None and (run_dir / "config.yaml").exists():
@@ -61,34 +63,50 @@ def run(cfg: EvalConfig) -> None:
     """Heavy imports stand inside, so that a wrong setting is told before them."""
     checkpoint, run_dir = resolve(cfg.checkpoint)
 
-    from pspo.data import load_problems, load_tokenizer
-    from pspo.evaluation import Protocol, evaluate, summary, write_records
+    from pspo.data import load_problems, load_report, load_tokenizer, make_prompter
+    from pspo.evaluation import EvalFile, Protocol, evaluate_to_file, identity
     from pspo.grading import Grader
     from pspo.models import local_checkpoint
-    from pspo.rollout import make_sampler
+    from pspo.rollout import Decoding, Sampler, make_sampler
+    from pspo.scores import lines, scores
     from pspo.startup import prepare
 
     prepare(cfg.device, cfg.threads)
-    directory = local_checkpoint(checkpoint, cfg.model.revision)
-    tokenizer = load_tokenizer(directory)
+    pinned = cfg.model.revision if checkpoint == cfg.model.path else None  # that of another model is not this one's
+    directory = local_checkpoint(checkpoint, cfg.revision or pinned)
+    prompter = make_prompter(cfg.prompt, cfg.data, load_tokenizer(directory))
     problems = load_problems(cfg.data, cfg.split, cfg.seed)[: cfg.limit]
-    longest = cfg.rollout.max_prompt_tokens + cfg.eval.max_new_tokens
-    sampler = make_sampler(directory, cfg.rollout, tokenizer, cfg.device, longest)
-    limits = cfg.rollout.max_prompt_tokens, cfg.eval.max_new_tokens
-    protocol = Protocol(*limits, cfg.temperature, cfg.rollout.top_p, cfg.samples, cfg.seed)
-    with Grader() as grader:
-        records = evaluate(sampler, tokenizer, grader, problems, cfg.prompt, protocol)
-    sampler.close()
-
-    path = out_path(cfg, checkpoint, run_dir)
-    write_records(path, records)
-    found = summary(records)
-    print(
-        f"{cfg.benchmark} {cfg.split}, T={cfg.temperature:g}, {cfg.samples} sample(s): "
-        f"accuracy {found['accuracy']:.3f} "
-        f"(lenient {found['lenient_accuracy']:.3f}) on {len(records)} problems; truncated "
-        f"{found['truncated_share']:.3f}, no answer {found['no_answer_share']:.3f}\n{path}"
-    )
+    about: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "benchmark": cfg.benchmark,
+        "split": cfg.split,
+        "limit": cfg.limit,
+        "data": (report := load_report(cfg.data, cfg.split)) and asdict(report),
+        "prompt": {"name": cfg.prompt.name, "hash": prompter.hash, "example": prompter.text(problems[0].question)},
+    }
+    sampler: Sampler | None = None
+    with Grader(cfg.grading.workers, cfg.grading.timeout) as grader:
+        for temperature in cfg.temperatures:
+            samples = cfg.samples if temperature > 0 else 1
+            decoding = Decoding(cfg.eval.max_new_tokens, temperature, cfg.rollout.top_p, samples)
+            protocol = Protocol(decoding, cfg.rollout.max_prompt_tokens, cfg.seed)
+            chunk = cfg.eval.chunk
+            made_of = identity(Path(directory), cfg.rollout, cfg.device, prompter, problems, protocol, chunk)
+            file = EvalFile(out_path(cfg, temperature, checkpoint, run_dir), made_of, about)
+            if cfg.overwrite:
+                file.summary_path.unlink(missing_ok=True)
+            if (records := file.complete()) is None:
+                if sampler is None:
+                    longest = cfg.rollout.max_prompt_tokens + cfg.eval.max_new_tokens
+                    sampler = make_sampler(
+                        directory, cfg.rollout, prompter.tokenizer, cfg.device, longest, prompter.stop
+                    )
+                records = evaluate_to_file(file, sampler, prompter, grader, problems, protocol, chunk)
+            print(f"{cfg.benchmark} {cfg.split}, prompt {cfg.prompt.name}, T={temperature:g}:")
+            print(*lines(scores(records, protocol.greedy)), sep="\n")
+            print(file.path, flush=True)
+    if sampler is not None:
+        sampler.close()
 
 
 main = program("eval", EvalConfig)(run)

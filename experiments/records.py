@@ -29,6 +29,7 @@ class Graded:
     gold: str
     text: str
     correct: bool
+    lenient: bool
     status: str
     finished: bool
     question: str | None
@@ -47,6 +48,7 @@ def read_graded(path: Path) -> dict[str, Graded]:
                 gold=line["gold"],
                 text=first["text"],
                 correct=bool(line["correct"]),
+                lenient=bool(first["lenient"]),
                 status=line["status"],
                 finished=bool(first["finished"]),
                 question=line.get("question"),

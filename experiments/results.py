@@ -15,10 +15,10 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from intervals import Bounds, Estimate, estimate, wilson
 from pspo.config import StudyConfig
 from pspo.data.wordproblems import arithmetic_holds, equations, style_of
 from pspo.errors import PspoError
+from pspo.intervals import Bounds, Estimate, estimate, wilson
 from records import NOT_GRADED, Graded, read_graded
 from studies import Cell, Study
 
@@ -45,9 +45,12 @@ class Published:
 class Texts:
     """Shares of completions of the test part at T=0, last checkpoint, all seeds together."""
 
+    lenient: float
+    """Right under the lenient reading: accuracy if a missed format were forgiven."""
     truncated: float
-    not_graded: int
-    """Number, not a share: time-outs, unreadable golds and errors; in no way answers, and hopefully 0."""
+    no_answer: float
+    failed: dict[str, int]
+    """Number of time-outs, unreadable golds and errors, each: in no way answers, and hopefully 0."""
     steps: float | None
     """Written step by step; None where the data set knows no styles."""
     arithmetic: float | None
@@ -176,8 +179,10 @@ def texts_of(graded: Sequence[Graded], data: str) -> Texts | None:
         return None
     has_styles = data == "wordproblems"
     return Texts(
+        lenient=_share(one.lenient for one in graded),
         truncated=_share(not one.finished for one in graded),
-        not_graded=sum(one.status in NOT_GRADED for one in graded),
+        no_answer=_share(one.status == "no_answer" for one in graded),
+        failed={status: sum(one.status == status for one in graded) for status in NOT_GRADED},
         steps=_share(style_of(one.text) == "steps" for one in graded) if has_styles else None,
         arithmetic=_share(bool(equations(one.text)) and arithmetic_holds(one.text) for one in graded)
         if has_styles

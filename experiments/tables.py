@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from intervals import Bounds, Estimate
+from pspo.intervals import Bounds, Estimate
+from records import NOT_GRADED
 from results import Row
 
 NONE = "-"
@@ -40,8 +41,10 @@ def columns(rows: Sequence[Row], baseline: str, paper: bool) -> list[Column]:
             Column("arithmetic true, %", lambda row: percent(row.texts.arithmetic if row.texts else None)),
         ]
     chosen += [
+        Column("lenient, %", lambda row: percent(row.texts.lenient if row.texts else None)),
         Column("truncated, %", lambda row: percent(row.texts.truncated if row.texts else None)),
-        Column("not graded", lambda row: str(row.texts.not_graded) if row.texts else NONE),
+        Column("no answer, %", lambda row: percent(row.texts.no_answer if row.texts else None)),
+        Column("not graded", lambda row: not_graded(row.texts.failed) if row.texts else NONE),
         Column("runs", runs),
     ]
     if paper:
@@ -59,8 +62,17 @@ def legend(baseline: str) -> list[str]:
         "same problems. No interval is corrected for the number of comparisons.",
         "Step by step: completions of one operation an equation. Arithmetic true: those with "
         "equations, all of which hold. "
-        "Not graded: time-outs and errors of the grader; they count as not correct.",
+        "Lenient: accuracy if an answer without its #### or box counted as well. No answer: nothing where the prompt "
+        "wants it. Not graded: time-outs, unreadable golds and errors of the grader; they count as not correct.",
     ]
+
+
+def not_graded(failed: Mapping[str, int]) -> str:
+    """
+    >>> not_graded({"timeout": 2, "gold_unreadable": 0, "error": 1})
+    '2 timeout, 1 error'
+    """
+    return ", ".join(f"{count} {status}" for status, count in failed.items() if count) or "0"
 
 
 def level(estimate: Estimate | None) -> str:
@@ -178,8 +190,10 @@ def flat(row: Row) -> dict[str, object]:
             pair = getattr(estimate, kind, None) if row.arm else None  # one policy has no spread over seeds
             found[f"{name}_{kind}_low"], found[f"{name}_{kind}_high"] = pair or (None, None)
     found["wilson_low"], found["wilson_high"] = row.wilson or (None, None)
-    for name in ("truncated", "not_graded", "steps", "arithmetic"):
+    for name in ("lenient", "truncated", "no_answer", "steps", "arithmetic"):
         found[name] = getattr(row.texts, name, None)
+    for status in NOT_GRADED:
+        found[status] = row.texts.failed[status] if row.texts else None
     return found
 
 

@@ -8,11 +8,11 @@ import pytest
 
 # Lower rooms first: a module imports from its own line and those above it.
 LAYERS = [
-    {"errors", "seeds", "types", "metrics", "provenance"},
+    {"errors", "seeds", "types", "metrics", "provenance", "intervals"},
     {"config"},
     {"rundir"},
     {"surrogates", "advantages", "logprobs", "grading", "muon"},
-    {"data"},
+    {"data", "scores"},
     {"objective", "batching", "models"},
     {"learner", "rollout", "tracking"},
     {"evaluation"},

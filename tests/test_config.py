@@ -26,9 +26,17 @@ BESIDE = {
     "sampling=boxed": ["scale=paper"],
     **{f"data={name}": ["model=qwen2_5_0_5b"] for name in GROUPS["data"] if name != "wordproblems"},
 }
+TEST_ONLY = ["data=asdiv", "data=math500"]
+CHOICES = [f"{group}={name}" for group, names in GROUPS.items() for name in names if group != "benchmark"]
 
 
-@pytest.mark.parametrize("choice", [f"{g}={c}" for g, cs in GROUPS.items() for c in cs if g != "benchmark"])
+@pytest.mark.parametrize("choice", TEST_ONLY)
+def test_data_without_a_training_part_is_not_trained_on(choice):
+    with pytest.raises(ConfigError, match=r"data=.*has no training part"):
+        compose("train", TrainConfig, [choice, *BESIDE[choice]])
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice not in TEST_ONLY])
 def test_every_file_of_every_group_composes(choice):
     cfg = compose("train", TrainConfig, [choice, *BESIDE.get(choice, [])])
     group, _, name = choice.partition("=")

@@ -33,4 +33,19 @@ def test_wandb_offline_holds_the_run(tmp_path):
     with Tracker(tmp_path, cfg) as tracker:
         tracker.log(1, {"reward/mean": 0.25})
     (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    assert b"reward/mean" in written.read_bytes() and b"study-a" in written.read_bytes()
+    held = payload(written.read_bytes())
+    assert b"reward/mean" in held and b"0.25" in held and b"study-a" in held
+
+
+def payload(data):
+    """What the records of a .wandb file hold, put together: it is a LevelDB log, cut into blocks of 32 KiB, after a
+    file header of 7 bytes, by pieces with 7 bytes of checksum, length and type."""
+    block, head, place, pieces = 32768, 7, 7, []
+    while place + head <= len(data):
+        if block - place % block < head:  # too little for another piece: padding
+            place += block - place % block
+            continue
+        length = int.from_bytes(data[place + 4 : place + 6], "little")
+        pieces.append(data[place + head : place + head + length])
+        place += head + length
+    return b"".join(pieces)

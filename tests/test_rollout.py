@@ -12,7 +12,7 @@ from pspo.data import eos_ids, load_tokenizer
 from pspo.data.tokenizer import build_tokenizer
 from pspo.learner import Learner
 from pspo.models import build, load_policy, save_policy
-from pspo.rollout import make_sampler
+from pspo.rollout import Decoding, make_sampler, sample
 from pspo.rollout.hf import choose, nucleus
 from pspo.surrogates import no_clip
 from pspo.types import Sample
@@ -56,7 +56,7 @@ def engines(cfg, checkpoint):
 
 
 def draw(engine, n=1, temperature=1.0, seeds=(1, 2, 3), top_p=1.0, max_new_tokens=24, prompts=PROMPTS):
-    return engine.sample(prompts, n=n, seeds=seeds, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens)
+    return sample(engine, prompts, seeds, Decoding(max_new_tokens, temperature, top_p, n))
 
 
 def learner_log_probs(cfg, model, groups, temperature):
@@ -114,6 +114,22 @@ def test_the_end_belongs_to_the_completion_and_a_cut_is_marked(engines, checkpoi
     for completion in cut:
         assert len(completion.token_ids) == 24 and eos not in completion.token_ids
     assert all(len(c.token_ids) == len(c.log_probs) for c in completions)
+
+
+@pytest.mark.parametrize("name", ["hf", pytest.param("vllm", marks=needs_vllm)])
+def test_groups_are_given_as_soon_as_they_are_finished(engines, name):
+    engine, asked = engines[name], (PROMPTS * 30, range(90), Decoding(24, temperature=2.0))
+    waited_for = sample(engine, *asked)
+    streamed = list(engine.stream(*asked))
+    assert sorted(streamed) == list(enumerate(waited_for))
+    lasts = [max(len(c.token_ids) for c in completions) for _, completions in streamed]
+    assert lasts == sorted(lasts) and len(set(lasts)) > 1  # the shortest group first
+
+    stopped = engine.stream(*asked)  # whoever listens may stop early
+    assert next(stopped) == streamed[0]
+    stopped.close()
+    engine.forget()  # refused while something is left running
+    assert sample(engine, *asked) == waited_for
 
 
 @pytest.mark.parametrize("name", ["hf", pytest.param("vllm", marks=needs_vllm)])

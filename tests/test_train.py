@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from pspo.config import TrainConfig, compose
-from pspo.data import encode_prompt, eos_ids, load_problems
+from pspo.data import eos_ids, load_problems, make_prompter
 from pspo.data.tokenizer import build_tokenizer
 from pspo.errors import ConfigError, MismatchError, NonFiniteError
+from pspo.grading import STATUSES, Grader
 from pspo.models import build, save_policy
+from pspo.rollout import make_sampler
 from pspo.sft import Demonstration, backward
 from pspo.train import train
 
@@ -45,10 +47,10 @@ def checkpoint(tmp_path_factory):
     tokenizer = build_tokenizer(cfg.data)
     (eos,) = eos_ids(tokenizer)
     model = build(cfg.model.arch, len(tokenizer), eos, tokenizer.pad_token_id, seed=0)
-    problems = load_problems(cfg.data, "train", 0)
+    problems, prompter = load_problems(cfg.data, "train", 0), make_prompter(cfg.prompt, cfg.data, tokenizer)
     batch = [
         Demonstration(
-            encode_prompt(cfg.prompt, tokenizer, problem.question),
+            prompter.encode(problem.question),
             (*tokenizer(f"#### {int(problem.gold) + off}")["input_ids"], eos),
         )
         for problem in (problems[i] for i in range(8))
@@ -104,6 +106,36 @@ def test_methods_of_one_seed_start_from_the_same_samples(checkpoint, tmp_path):
         assert len({line[name] for line in lines}) == 1
 
 
+def test_a_group_is_graded_as_soon_as_it_is_finished(checkpoint, tmp_path, monkeypatch):
+    """The real sampler and grader, with a note of each group that comes out of one and goes into the other."""
+    events = []
+
+    class Noted(Grader):
+        def submit(self, items):
+            events.append("to the grader")
+            return super().submit(items)
+
+    def noted(*settings):
+        sampler = make_sampler(*settings)
+        stream = sampler.stream
+
+        def noting(*asked):
+            for group in stream(*asked):
+                events.append("sampled")
+                yield group
+
+        sampler.stream = noting
+        return sampler
+
+    monkeypatch.setattr("pspo.run.Grader", Noted)
+    monkeypatch.setattr("pspo.run.make_sampler", noted)  # two steps of four groups
+    lines, _ = run(checkpoint, tmp_path / "run", "eval.every=0", "eval.at_end=false")
+    assert events == ["sampled", "to the grader"] * (len(events) // 2) and len(events) == 2 * 2 * 4
+    for line in lines[1:]:
+        shares = [line[f"grade/{status}_share"] for status in STATUSES]
+        assert sum(shares) == pytest.approx(1) and line["accuracy/train"] <= line["accuracy/train_lenient"]
+
+
 def test_a_complete_run_is_not_run_again_and_a_cut_off_one_is(checkpoint, tmp_path, capsys):
     run_dir = tmp_path / "run"
     first, _ = run(checkpoint, run_dir)
@@ -117,6 +149,39 @@ def test_a_complete_run_is_not_run_again_and_a_cut_off_one_is(checkpoint, tmp_pa
     assert without_times(again) == without_times(first)
     with pytest.raises(ConfigError, match="another directory"):
         run(checkpoint, run_dir, "seed=5")
+
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the benchmark files are not beside the repository (../shared/data)")
+def test_a_run_on_gsm8k(tmp_path):
+    """A model made here, with room for GSM8K's prompts: it learns nothing, and everything around it is real."""
+    cfg = compose("train", TrainConfig, [*SETTINGS, "model.arch.max_positions=2048"])
+    tokenizer = build_tokenizer(cfg.data)
+    (eos,) = eos_ids(tokenizer)
+    checkpoint = save_policy(
+        build(cfg.model.arch, len(tokenizer), eos, tokenizer.pad_token_id, seed=0), tokenizer, tmp_path / "checkpoint"
+    )
+    settings = [
+        *(setting for setting in SETTINGS if not setting.startswith(("data.", "steps"))), "data=gsm8k", "steps=1",
+        f"data.path={DATA / 'gsm8k'}", "prompt=question_answer", "prompt.train_shots=0", "rollout=hf",
+        f"model.path={checkpoint}", "rollout.max_prompt_tokens=700", "learner.token_budget=2048", "eval.every=1",
+        "model.arch.max_positions=2048",
+    ]  # fmt: skip
+    train(compose("train", TrainConfig, [*settings, f"run_dir={tmp_path / 'run'}", "eval.validation_problems=4"]))
+    found = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert (found["train"]["rows"], found["test"]["kept"], found["train"]["overlap"]) == (7473, 1319, [])
+    records = [json.loads(line) for line in (tmp_path / "run" / "eval" / "gsm8k.jsonl").read_text().splitlines()]
+    assert [record["gold"] for record in records] == ["18", "3", "70000", "540"]
+    scores = json.loads((tmp_path / "run" / "summary.json").read_text())["test"]["last"]
+    assert scores["problems"] == 4 and sum(scores["status"].values()) == 4
+
+    with pytest.raises(ConfigError, match=r"rollout\.max_prompt_tokens=150: problem gsm8k-test-0000\d has a prompt of"):
+        train(
+            compose("train", TrainConfig, [*settings, f"run_dir={tmp_path / 'short'}", "rollout.max_prompt_tokens=150"])
+        )
+    assert not (tmp_path / "short" / "metrics.jsonl").exists()  # told before the first step
 
 
 def test_last_and_best_are_kept_and_reported(checkpoint, tmp_path):

@@ -23,12 +23,20 @@ SECTIONS: dict[str, list[Metric]] = {
             "accuracy/train", "share", "Completions of the step graded correct, sampled at the rollout temperature."
         ),
         Metric("reward/no_signal_share", "share", "Groups whose rewards are all equal; they cannot move the policy."),
-        Metric("grade/no_answer_share", "share", "Completions in which no answer was found."),
+        Metric(
+            "accuracy/train_lenient",
+            "share",
+            "The same under the lenient reading, which also looks for an answer without its #### or box. Where it is "
+            "well above accuracy/train, the policy knows the answer and misses the format.",
+        ),
+        Metric("grade/ok_share", "share", "Completions whose answer was read and compared."),
+        Metric("grade/no_answer_share", "share", "Completions in which no answer was found where the prompt wants it."),
+        Metric("grade/timeout_share", "share", "Comparisons stopped at grading.timeout; rewarded 0, not answers."),
+        Metric("grade/gold_unreadable_share", "share", "Completions of problems whose gold answer cannot be read."),
         Metric(
             "grade/error_share",
             "share",
-            "Completions whose grading ended in a time-out, an unreadable gold or an error; "
-            "counted apart from wrong answers, and rewarded as little.",
+            "Comparisons that failed in math-verify, or answers too long to be compared; rewarded 0.",
         ),
         Metric("length/mean", "tokens", "Mean length of the completions, EOS included."),
         Metric("length/max", "tokens", "Longest completion."),
@@ -88,7 +96,11 @@ SECTIONS: dict[str, list[Metric]] = {
     "Time and speed": [
         Metric("time/step_s", "s", "The whole step by the clock on the wall, less time/eval_s and time/save_s."),
         Metric("time/rollout_s", "s", "Sampling the step's completions."),
-        Metric("time/grade_s", "s", "Grading them."),
+        Metric(
+            "time/grade_s",
+            "s",
+            "Waiting for grades after the last completion; the rest is graded while sampling goes on.",
+        ),
         Metric("time/learn_s", "s", "Old log-probs and all updates."),
         Metric("time/check_s", "s", "The first steps' comparison of sampler and learner."),
         Metric("time/sync_s", "s", "Loading the new weights into the sampler."),

@@ -97,7 +97,10 @@ def local_checkpoint(path: str | Path, revision: str | None = None) -> str:
             str(path), revision=revision, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"]
         )
     except (OSError, ValueError) as error:
-        raise PspoError(f"{path}: neither a checkpoint directory nor found on the hub: {first_line(error)}") from error
+        at = f" at revision {revision} (null takes the newest)" if revision else ""
+        raise PspoError(
+            f"{path}: neither a checkpoint directory nor found on the hub{at}: {first_line(error)}"
+        ) from error
 
 
 def read_weights(directory: str | Path) -> Iterator[tuple[str, Tensor]]:

@@ -14,6 +14,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import lru_cache
@@ -24,22 +25,31 @@ import torch
 from torch import Tensor
 
 from pspo.advantages import has_signal
-from pspo.config import TrainConfig, run_dir_of, schema
-from pspo.data import encode_prompt, load_problems, load_tokenizer
-from pspo.data.wordproblems import Split
-from pspo.errors import ConfigError, MismatchError, NonFiniteError
-from pspo.evaluation import Protocol, evaluate, stop_if_not_finite, summary, write_records
-from pspo.grading import Grade, Grader
+from pspo.config import TrainConfig, run_dir_of
+from pspo.data import load_tokenizer, make_prompter
+from pspo.errors import MismatchError, NonFiniteError
+from pspo.evaluation import (
+    EvalFile,
+    Protocol,
+    evaluate,
+    evaluate_to_file,
+    identity,
+    prompts_of,
+    stop_if_not_finite,
+    write_whole,
+)
+from pspo.grading import STATUSES, Grade, Grader
 from pspo.learner import Learner, learning_rate
 from pspo.models import load_policy, read_weights, save_policy
 from pspo.objective import UpdateStats
 from pspo.provenance import provenance
-from pspo.rollout import make_sampler
+from pspo.rollout import Decoding, make_sampler
+from pspo.scores import scores
 from pspo.seeds import derive
-from pspo.startup import fitting, prepare, starting_checkpoint
+from pspo.startup import data_reports, load_parts, prepare, starting_checkpoint
 from pspo.surrogates import from_config
 from pspo.tracking import Tracker
-from pspo.types import Group, Problem, Sample
+from pspo.types import Completion, Group, Problem, Sample
 
 STEP_PHASES = ("rollout", "grade", "check", "learn", "sync")
 
@@ -71,11 +81,16 @@ class Run:
         cfg, started = self.cfg, time.perf_counter()
         prepare(cfg.device, cfg.threads)
         checkpoint = starting_checkpoint(cfg)
+        self.grader = stack.enter_context(Grader(cfg.grading.workers, cfg.grading.timeout))
+        if cfg.prompt.style == "math":
+            self.grader.start()  # before there is a CUDA context, and while the model is loaded
         self.tokenizer = load_tokenizer(checkpoint)
-        self.training, self.validation = self._load("train"), self._load("validation")[: cfg.eval.validation_problems]
-        self.grader = stack.enter_context(Grader())
+        self.prompter = make_prompter(cfg.prompt, cfg.data, self.tokenizer)
+        self.data = load_parts(cfg, self.prompter)
+        if reports := data_reports(cfg):
+            write_whole(self.dir / "data.json", json.dumps(reports, indent=1) + "\n")
         longest = cfg.rollout.max_prompt_tokens + max(cfg.rollout.max_new_tokens, cfg.eval.max_new_tokens)
-        self.sampler = make_sampler(checkpoint, cfg.rollout, self.tokenizer, cfg.device, longest)
+        self.sampler = make_sampler(checkpoint, cfg.rollout, self.tokenizer, cfg.device, longest, self.prompter.stop)
         stack.callback(self.sampler.close)
         # Weights in fp32 whatever the dtype of the computation: a step of 5e-7 is lost in a bf16 weight.
         model = load_policy(checkpoint, dtype="float32", attention=cfg.model.attention, device=cfg.device)
@@ -91,15 +106,10 @@ class Run:
         self.tracker = stack.enter_context(Tracker(self.dir, cfg))
         self.total_seconds["set_up"] = time.perf_counter() - started
 
-    def _load(self, split: Split) -> Sequence[Problem]:
-        problems = load_problems(self.cfg.data, split, self.cfg.seed)
-        if isinstance(self.cfg.data, schema.WordProblems):
-            return problems  # made on demand, and short
-        return fitting(problems, self.cfg.prompt, self.tokenizer, self.cfg.rollout.max_prompt_tokens, split)
-
     def _clear(self) -> None:
         """What belongs to one step."""
         self.metrics: dict[str, float] = {}
+        self.grading: list[Future[list[Grade]]] = []  # of each group, in order
         self.updates: list[UpdateStats] = []
         self.learned_tokens = 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -109,29 +119,30 @@ class Run:
     def problems(self, step: int) -> list[Problem]:
         """P problems, in epochs without repetition; they depend on seed and step alone."""
         self.step_started = time.perf_counter()
-        size, total = self.cfg.rollout.prompts, len(self.training)
+        size, total = self.cfg.rollout.prompts, len(self.data.train)
         places = range((step - 1) * size, step * size)
-        return [self.training[epoch_order(self.cfg.seed, place // total, total)[place % total]] for place in places]
+        return [self.data.train[epoch_order(self.cfg.seed, place // total, total)[place % total]] for place in places]
 
     def sample(self, problems: Sequence[Problem], step: int) -> list[Group]:
-        """G completions for each problem, with seeds derived from run seed, step and problem."""
+        """G completions for each problem, with seeds derived from run seed, step and problem.
+
+        A group is handed to the grader as soon as it is finished, while the others are still being sampled.
+        """
         rollout = self.cfg.rollout
-        prompts = [encode_prompt(self.cfg.prompt, self.tokenizer, problem.question) for problem in problems]
-        for problem, prompt in zip(problems, prompts, strict=True):
-            if len(prompt) > rollout.max_prompt_tokens:
-                needed = f"problem {problem.id} has a prompt of {len(prompt)} tokens"
-                raise ConfigError("rollout.max_prompt_tokens", rollout.max_prompt_tokens, needed)
+        prompts = prompts_of(problems, self.prompter, rollout.max_prompt_tokens)
+        seeds = [derive(self.cfg.seed, "rollout", step, problem.id) for problem in problems]
+        decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.group_size)
+        drawn: dict[int, tuple[Completion, ...]] = {}
+        grading: dict[int, Future[list[Grade]]] = {}
         with self.clock("rollout"):
-            drawn = self.sampler.sample(
-                prompts,
-                n=rollout.group_size,
-                seeds=[derive(self.cfg.seed, "rollout", step, problem.id) for problem in problems],
-                temperature=rollout.temperature,
-                top_p=rollout.top_p,
-                max_new_tokens=rollout.max_new_tokens,
-            )
-        stop_if_not_finite(completion for row in drawn for completion in row)
-        groups = [Group(*parts) for parts in zip(problems, prompts, map(tuple, drawn), strict=True)]
+            for index, completions in self.sampler.stream(prompts, seeds, decoding):
+                stop_if_not_finite(completions)
+                drawn[index] = tuple(completions)
+                gold, style = problems[index].gold, self.prompter.style
+                grading[index] = self.grader.submit([(c.text, gold, style) for c in completions])
+        order = range(len(problems))
+        self.grading = [grading[index] for index in order]
+        groups = [Group(problems[index], prompts[index], drawn[index]) for index in order]
         lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
         cut = [not completion.finished for group in groups for completion in group.completions]
         self.metrics |= {
@@ -145,18 +156,17 @@ class Run:
     def reward(self, groups: Sequence[Group]) -> Tensor:
         """Rewards [P, G]: 1 for a right answer in a completion that ended by itself, else 0."""
         with self.clock("grade"):
-            style = self.cfg.prompt.style
-            items = [(c.text, group.problem.gold, style) for group in groups for c in group.completions]
-            grades = self.grader.grade(items)
-            ended = [completion.finished for group in groups for completion in group.completions]
-            right = [float(grade.correct and end) for grade, end in zip(grades, ended, strict=True)]
-            rewards = torch.tensor(right).view(len(groups), -1)
+            grades = [grade for graded in self.grading for grade in graded.result()]
+        ended = [completion.finished for group in groups for completion in group.completions]
+        right = [float(grade.correct and end) for grade, end in zip(grades, ended, strict=True)]
+        rewards = torch.tensor(right).view(len(groups), -1)
         self.metrics |= {
             "reward/mean": float(rewards.mean()),
             "accuracy/train": float(rewards.mean()),
             "reward/no_signal_share": 1 - float(has_signal(rewards).float().mean()),
-            "grade/no_answer_share": share(grades, "no_answer"),
-            "grade/error_share": share(grades, "timeout", "gold_unreadable", "error"),
+            "accuracy/train_lenient": sum(g.lenient and end for g, end in zip(grades, ended, strict=True))
+            / len(grades),
+            **{f"grade/{status}_share": share(grades, status) for status in STATUSES},
         }
         return rewards
 
@@ -235,7 +245,7 @@ class Run:
         due = every > 0 and (step % every == 0 or step == self.cfg.steps)
         if due:
             with self.clock("eval"):
-                found = summary(self._graded(self.validation))
+                found = scores(evaluate(self.sampler, self.prompter, self.grader, self.data.validation, self.protocol))
             self.validated[step] = found["accuracy"]
             self.metrics |= {
                 "eval/validation_accuracy": found["accuracy"],
@@ -267,19 +277,14 @@ class Run:
 
     def finish(self) -> None:
         """Grades the last and the best policy on the test part, writes summary.json, and DONE last."""
-        found: dict[str, dict[str, float]] = {}
+        found: dict[str, dict[str, Any]] = {}
         if self.cfg.eval.at_end:
             with self.clock("test"):
-                problems = self._load("test")[: self.cfg.eval.test_problems]
-                graded = {"": self._graded(problems)}
+                found["last"] = self._test(self.cfg.steps, "")
                 if self.validated:  # without validation no step is the best one
-                    graded[".best"] = graded[""]
                     if self.best_step != self.cfg.steps:
                         self.sampler.load(read_weights(self._step_dir(self.best_step)))
-                        graded[".best"] = self._graded(problems)
-                for suffix, records in graded.items():
-                    write_records(self.dir / "eval" / f"{self.cfg.data.name}{suffix}.jsonl", records)
-                found = {suffix.removeprefix(".") or "last": summary(records) for suffix, records in graded.items()}
+                    found["best"] = self._test(self.best_step, ".best")
             self.total_seconds["test"] = self.seconds["test"]
         result = {
             "run_dir": str(self.dir),
@@ -293,9 +298,20 @@ class Run:
         (self.dir / "summary.json").write_text(json.dumps(result, indent=1) + "\n")
         (self.dir / "DONE").touch()
 
-    def _graded(self, problems: Sequence[Problem]) -> list[dict]:
-        protocol = Protocol(self.cfg.rollout.max_prompt_tokens, self.cfg.eval.max_new_tokens, seed=self.cfg.seed)
-        return evaluate(self.sampler, self.tokenizer, self.grader, problems, self.cfg.prompt, protocol)
+    @property
+    def protocol(self) -> Protocol:
+        """T=0, one completion a problem."""
+        decoding = Decoding(self.cfg.eval.max_new_tokens, temperature=0.0)
+        return Protocol(decoding, self.cfg.rollout.max_prompt_tokens, self.cfg.seed)
+
+    def _test(self, step: int, which: str) -> dict[str, Any]:
+        """Scores of the sampler's policy, which is that of `step`, on the test part; written to the run's eval/."""
+        cfg, chunk, problems = self.cfg, self.cfg.eval.chunk, self.data.test
+        checkpoint = self._step_dir(step)
+        made_of = identity(checkpoint, cfg.rollout, cfg.device, self.prompter, problems, self.protocol, chunk)
+        about = {"checkpoint": str(checkpoint), "benchmark": cfg.data.name, "split": "test"}
+        file = EvalFile(self.dir / "eval" / f"{cfg.data.name}{which}.jsonl", made_of, about)
+        return scores(evaluate_to_file(file, self.sampler, self.prompter, self.grader, problems, self.protocol, chunk))
 
     def _checkpoint(self, step: int) -> None:
         """Saves the policy and lets go of all earlier ones but the best."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pspo.config import SftConfig, program, schema, to_yaml, warm_start_dir
-from pspo.data.prompts import encode_prompt
+from pspo.data import Prompter
 from pspo.data.wordproblems import (
     Example,
     WordProblemSequence,
@@ -37,6 +37,7 @@ from pspo.data.wordproblems import (
 from pspo.errors import ConfigError, NonFiniteError
 from pspo.evaluation import stop_if_not_finite
 from pspo.grading import grade
+from pspo.rollout import Decoding, sample
 from pspo.seeds import derive
 
 if TYPE_CHECKING:
@@ -162,11 +163,11 @@ def rate(step: int, sft: schema.WarmStart) -> float:
 def demonstrations(step: int, tokenizer: PreTrainedTokenizerBase, cfg: SftConfig) -> list[Demonstration]:
     """The batch of a step: problems that no other step has, in a style drawn for each."""
     assert isinstance(cfg.data, schema.WordProblems)
-    batch = []
+    prompter, batch = Prompter(cfg.prompt, tokenizer), []
     for index in range(FIRST_INDEX + step * cfg.sft.batch, FIRST_INDEX + (step + 1) * cfg.sft.batch):
         example = train_example(cfg.data, index)
         text = demonstration(example, "terse" if is_terse(example, index, step, cfg.sft) else "steps")
-        prompt_ids = encode_prompt(cfg.prompt, tokenizer, example.problem.question)
+        prompt_ids = prompter.encode(example.problem.question)
         batch.append(Demonstration(prompt_ids, (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)))
     return batch
 
@@ -222,11 +223,12 @@ def measure(
     sampler: Sampler, tokenizer: PreTrainedTokenizerBase, cfg: SftConfig, problems: WordProblemSequence
 ) -> dict[str, Any]:
     """Accuracy on `problems` at temperature 0 and 1, by level, by style, and by both; see `table`."""
-    prompts = [encode_prompt(cfg.prompt, tokenizer, problem.question) for problem in problems]
+    prompter = Prompter(cfg.prompt, tokenizer)
+    prompts = [prompter.encode(problem.question) for problem in problems]
     seeds = [derive(cfg.sft.seed, "measure", problem.id) for problem in problems]
     reached = {}
     for name, temperature, n in (("greedy", 0.0, 1), ("sampled", 1.0, SAMPLES)):
-        drawn = sampler.sample(prompts, n, seeds, temperature, 1.0, cfg.eval.max_new_tokens)
+        drawn = sample(sampler, prompts, seeds, Decoding(cfg.eval.max_new_tokens, temperature, n=n))
         stop_if_not_finite(completion for row in drawn for completion in row)
         reached[name] = table(
             (problem.level, completion.text, completion.finished and grade(completion.text, problem.gold).correct)

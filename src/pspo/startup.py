@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from pspo.config import TrainConfig, schema, warm_start_dir
-from pspo.data import encode_prompt
+from pspo.data import Prompter, load_problems, load_report
 from pspo.errors import ConfigError, PspoError
+from pspo.evaluation import prompts_of
 from pspo.models import local_checkpoint
 from pspo.types import Problem
 
@@ -39,12 +42,42 @@ def starting_checkpoint(cfg: TrainConfig) -> str:
     return str(made)
 
 
-def fitting(
-    problems: Sequence[Problem], prompt: schema.Prompt, tokenizer: PreTrainedTokenizerBase, longest: int, what: str
-) -> Sequence[Problem]:
+@dataclass(frozen=True)
+class Parts:
+    """The problems of a run: to train on, to choose the best policy by, and to report."""
+
+    train: Sequence[Problem]
+    validation: Sequence[Problem]
+    test: Sequence[Problem]
+
+
+def load_parts(cfg: TrainConfig, prompter: Prompter) -> Parts:
+    """The problems of a run in a fixed order.
+
+    Training and validation problems with too long a prompt are left out and counted. Of the test part none is left out:
+    raises ConfigError where one does not fit, now rather than at the run's end.
+    """
+    load, ends, longest = partial(load_problems, cfg.data, seed=cfg.seed), cfg.eval, cfg.rollout.max_prompt_tokens
+    test = load("test")[: ends.test_problems] if ends.at_end else ()
+    parts = Parts(load("train"), load("validation")[: ends.validation_problems], test)
+    if isinstance(cfg.data, schema.WordProblems):
+        return parts  # made on demand, and short
+    prompts_of(test, prompter, longest)
+    train, validation = (fitting(getattr(parts, part), prompter, longest, part) for part in ("train", "validation"))
+    return Parts(train, validation, test)
+
+
+def data_reports(cfg: TrainConfig) -> dict[str, dict[str, Any]]:
+    """What was found on reading a published data set, by part (docs/data.md); empty for word problems."""
+    parts: tuple[Literal["train", "test"], ...] = ("train", "test") if cfg.eval.at_end else ("train",)
+    reports = {part: load_report(cfg.data, part) for part in parts}
+    return {part: asdict(report) for part, report in reports.items() if report is not None}
+
+
+def fitting(problems: Sequence[Problem], prompter: Prompter, longest: int, what: str) -> Sequence[Problem]:
     """The problems whose prompts have at most `longest` tokens; says how many were left out."""
-    kept = [problem for problem in problems if len(encode_prompt(prompt, tokenizer, problem.question)) <= longest]
-    if not kept:
+    kept = [problem for problem in problems if len(prompter.encode(problem.question)) <= longest]
+    if problems and not kept:
         raise ConfigError("rollout.max_prompt_tokens", longest, f"every prompt of the {what} problems is longer")
     if len(kept) < len(problems):
         left_out = len(problems) - len(kept)

@@ -27,12 +27,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with its known answer. `id` is unique in its data set and never changes; `gold` is the bare answer."""
+    """A question with its known answer. `id` is unique in its data set and never changes; `gold` is the bare answer.
+
+    level, subject, solution    as the data set has them, or ""; `solution` is the worked one
+    """
 
     id: str
     question: str
     gold: str
     level: str = ""
+    subject: str = ""
+    solution: str = ""
 
 
 @dataclass(frozen=True, slots=True)

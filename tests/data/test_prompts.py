@@ -1,19 +1,21 @@
-"""Prompts: text, chat template, and the hash that says which prompt it was."""
+"""Prompts: text, demonstrations, chat templates, and the hash that says what a policy was shown."""
 
 from dataclasses import replace
 
 import pytest
 
 from pspo.config import SftConfig, TrainConfig, compose
-from pspo.config.schema import Prompt
-from pspo.data import encode_prompt, prompt_hash
+from pspo.config.compose import CONF
+from pspo.config.schema import Prompt, Shot
+from pspo.data import Prompter, make_prompter
 from pspo.data.tokenizer import build_tokenizer
-from pspo.errors import PspoError
+from pspo.errors import ConfigError, PspoError
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+SHOTS = (Shot("2+2?", "It is 4."), Shot("3+3?", "#### 6"))
 
 
 @pytest.fixture(scope="module")
@@ -27,42 +29,97 @@ def plain() -> Prompt:
 
 
 @pytest.fixture
-def chat() -> Prompt:
-    return Prompt("c", chat=True, system="Be {brief}.", template="Q: {question}!", style="gsm8k")
+def chat(plain) -> Prompt:
+    return replace(plain, chat=True, chat_template=CHATML, system="Be {brief}.", template="Q: {question}!")
 
 
 def test_the_template_is_filled_and_braces_of_a_question_are_left_alone(plain, tokenizer) -> None:
-    assert (
-        tokenizer.decode(encode_prompt(plain, tokenizer, r"Is \frac{1}{2} {question}?"))
-        == r"Is \frac{1}{2} {question}?" + "\n"
-    )
+    question = r"Is \frac{1}{2} {question}?"
+    prompter = Prompter(plain, tokenizer)
+    assert prompter.text(question) == question + "\n"
+    assert tokenizer.decode(prompter.encode(question)) == question + "\n"
 
 
-def test_a_chat_opens_the_turn_of_the_assistant(chat, tokenizer, monkeypatch) -> None:
-    monkeypatch.setattr(tokenizer, "chat_template", CHATML)
-    text = tokenizer.decode(encode_prompt(chat, tokenizer, "1+1"))
-    assert text == (
-        "<|im_start|>system\nBe {brief}.<|im_end|>\n<|im_start|>user\nQ: 1+1!<|im_end|>\n<|im_start|>assistant\n"
-    )
-    alone = tokenizer.decode(encode_prompt(replace(chat, system=None), tokenizer, "1+1"))
+def test_demonstrations_stand_before_the_question(plain, tokenizer) -> None:
+    prompt = replace(plain, template="Q: {question}\nA:", shot=" {answer}\n\n", shots=SHOTS)
+    text = "Q: 2+2?\nA: It is 4.\n\nQ: 3+3?\nA: #### 6\n\nQ: {answer}?\nA:"
+    assert Prompter(prompt, tokenizer).text("{answer}?") == text
+    assert Prompter(replace(prompt, shots=()), tokenizer, SHOTS).text("{answer}?") == text
+
+
+def test_a_chat_opens_the_turn_of_the_assistant(chat, tokenizer) -> None:
+    prompter = Prompter(chat, tokenizer)
+    text = "<|im_start|>system\nBe {brief}.<|im_end|>\n<|im_start|>user\nQ: 1+1!<|im_end|>\n<|im_start|>assistant\n"
+    assert prompter.text("1+1") == text
+    assert tokenizer.decode(prompter.encode("1+1")) == text
+    alone = Prompter(replace(chat, system=None), tokenizer).text("1+1")
     assert alone == "<|im_start|>user\nQ: 1+1!<|im_end|>\n<|im_start|>assistant\n"
+    shown = Prompter(replace(chat, system=None, shots=SHOTS[:1]), tokenizer).text("1+1")
+    assert shown == "<|im_start|>user\nQ: 2+2?!<|im_end|>\n<|im_start|>assistant\nIt is 4.<|im_end|>\n" + alone
 
 
-def test_a_chat_without_a_template_is_refused(chat, tokenizer) -> None:
-    with pytest.raises(PspoError, match=r"prompt=c needs a chat template"):
-        encode_prompt(chat, tokenizer, "1+1")
+def test_the_tokenizer_s_own_chat_template_is_used_where_the_prompt_has_none(chat, tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[-1].content }} >")
+    assert Prompter(replace(chat, chat_template=None), tokenizer).text("1+1") == "Q: 1+1! >"
+    assert Prompter(chat, tokenizer).text("1+1").startswith("<|im_start|>")
 
 
-def test_the_hash_is_of_the_text_and_of_nothing_else(plain, chat) -> None:
-    # sha256 of [false, null, "{question}\n"] as JSON
-    assert prompt_hash(plain) == "6920c6a80799"
-    assert prompt_hash(replace(plain, name="other", style="math")) == prompt_hash(plain)
-    others = [plain, replace(plain, template="{question}"), chat, replace(chat, system=None), replace(chat, system="")]
-    assert len({prompt_hash(p) for p in others}) == 5
+def test_a_chat_without_any_template_is_refused(chat, tokenizer) -> None:
+    with pytest.raises(PspoError, match=r"prompt=plain needs a chat template.*question_answer.*prompt\.chat_template"):
+        Prompter(replace(chat, chat_template=None), tokenizer)
 
 
-def test_every_shipped_prompt_has_its_own_hash() -> None:
-    made = {
-        prompt_hash(compose("train", TrainConfig, [f"prompt={name}"]).prompt) for name in ("plain", "boxed", "hashes")
-    }
-    assert len(made) == 3
+def test_demonstrations_that_were_not_given_are_refused(plain, tokenizer) -> None:
+    with pytest.raises(PspoError, match=r"prompt\.train_shots=3: 2 demonstrations"):
+        Prompter(replace(plain, train_shots=3), tokenizer, SHOTS)
+
+
+def test_demonstrations_come_from_the_training_part(plain, tokenizer) -> None:
+    data = compose("sft", SftConfig).data
+    prompt = replace(plain, train_shots=2, shot="{answer}\n\n")
+    made = make_prompter(prompt, data, tokenizer)
+    assert len(made.shots) == 2 and all("####" in shot.answer for shot in made.shots)
+    text = made.text("?")
+    assert text.endswith("\n\n?\n") and text.count("####") == 2
+    assert make_prompter(plain, data, tokenizer).text("?") == "?\n"
+
+
+def test_the_hash_is_of_what_is_shown_and_of_nothing_else(plain, chat, tokenizer) -> None:
+    def hashed(prompt: Prompt, shots: tuple[Shot, ...] = ()) -> str:
+        return Prompter(prompt, tokenizer, shots).hash
+
+    # sha256 of ["{question}\n", []] as JSON
+    assert hashed(plain) == "4cff9f5b5c03"
+    assert hashed(replace(plain, name="other", style="math")) == hashed(plain)
+    assert hashed(replace(plain, shots=SHOTS)) == hashed(plain, SHOTS)
+    others = [
+        plain, replace(plain, template="{question}"), replace(plain, stop=("\n\n",)), replace(plain, shots=SHOTS), chat,
+        replace(chat, system=None), replace(chat, system=""), replace(chat, chat_template=CHATML + " "),
+    ]  # fmt: skip
+    assert len({hashed(prompt) for prompt in others}) == len(others)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"template": "no place"}, r"prompt\.template"),
+        ({"shot": "none"}, r"prompt\.shot="),
+        ({"chat": False}, r"prompt\.system"),
+        ({"chat": False, "system": None}, r"prompt\.chat_template"),
+        ({"shots": SHOTS, "train_shots": 1}, r"prompt\.train_shots"),
+    ],
+)
+def test_prompts_that_make_no_sense_are_refused(chat, change, told) -> None:
+    with pytest.raises(ConfigError, match=told):
+        replace(chat, **change)
+
+
+def test_every_shipped_prompt_is_another_one(tokenizer) -> None:
+    names = sorted(path.stem for path in (CONF / "prompt").glob("*.yaml"))
+    prompts = [compose("train", TrainConfig, [f"prompt={name}"]).prompt for name in names]
+    assert [prompt.name for prompt in prompts] == names
+    made = [
+        Prompter(replace(prompt, chat_template=CHATML if prompt.chat else None), tokenizer, SHOTS * 3).hash
+        for prompt in prompts
+    ]
+    assert len(set(made)) == len(names) >= 5

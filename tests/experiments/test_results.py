@@ -13,9 +13,9 @@ import pytest
 
 import page
 import tables
-from intervals import Estimate, wilson
 from pspo.config import StudyConfig
 from pspo.errors import PspoError
+from pspo.intervals import Estimate, wilson
 from results import Row, all_published, published_for, rows_of
 from studies import Cell, load_study
 
@@ -126,8 +126,12 @@ def test_grader_errors_are_counted_apart(smoke: tuple[StudyConfig, list[Cell]]) 
     for cell in cells:
         write_run(cell, [False] * 4, status="timeout" if cell.arm == "pspo" else "no_answer")
     rows = by_arm(rows_of(STUDY, cells, cfg))
-    assert rows["pspo"].texts is not None and rows["pspo"].texts.not_graded == 8
-    assert rows["no_clip"].texts is not None and rows["no_clip"].texts.not_graded == 0
+    assert rows["pspo"].texts is not None and rows["no_clip"].texts is not None
+    assert rows["pspo"].texts.failed == {"timeout": 8, "gold_unreadable": 0, "error": 0}
+    assert (rows["pspo"].texts.no_answer, rows["no_clip"].texts.no_answer) == (0.0, 1.0)
+    assert set(rows["no_clip"].texts.failed.values()) == {0}
+    flat = {row.arm: tables.flat(row) for row in rows.values()}
+    assert (flat["pspo"]["timeout"], flat["pspo"]["error"], flat["no_clip"]["timeout"]) == (8, 0, 0)
 
 
 def test_different_problems_are_not_compared(smoke: tuple[StudyConfig, list[Cell]]) -> None:

@@ -1,7 +1,8 @@
-"""Configuration: schemas (`schema.py`) and their composition from `conf/` (`compose.py`)."""
+"""Configuration: groups of settings (`schema.py`), what each program takes of them (`programs.py`), and how they are
+composed from `conf/` (`compose.py`)."""
 
 from pspo.config.compose import compose, config_hash, load_yaml, program, run_dir_of, to_yaml, warm_start_dir
-from pspo.config.schema import EvalConfig, SftConfig, StudyConfig, TrainConfig
+from pspo.config.programs import EvalConfig, SftConfig, StudyConfig, TrainConfig
 
 __all__ = [
     "EvalConfig",

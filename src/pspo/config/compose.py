@@ -1,4 +1,4 @@
-"""From `conf/` and a command line to the dataclasses of `schema.py`; the only module that knows Hydra.
+"""From `conf/` and a command line to the dataclasses of `programs.py`; the only module that knows Hydra.
 
     @program("train", TrainConfig)
     def train(cfg: TrainConfig) -> None: ...
@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from yaml import YAMLError
 
-from pspo.config.schema import SftConfig, TrainConfig
+from pspo.config.programs import SftConfig, TrainConfig
 from pspo.errors import ConfigError, PspoError
 
 C = TypeVar("C")

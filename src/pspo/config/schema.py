@@ -1,4 +1,4 @@
-"""The settings of every program as plain frozen dataclasses: names, types, bounds and the checks across fields.
+"""The groups of settings as plain frozen dataclasses: names, types, bounds and the checks across fields of a group.
 
 Values are not here: they stand in `conf/*.yaml`, each with its source. pydantic checks a composed config against these
 classes (`pspo.config.compose`), and what comes out are ordinary dataclass instances. Imports: standard library and
@@ -133,28 +133,57 @@ class WordProblems:
     test: Count
 
 
+Part = Literal["train", "test"]
+"""Of a published data set. The validation problems are taken from the training part."""
+
+
 @dataclass(frozen=True)
 class Benchmark:
-    """A published data set, from the hub or from local JSONL files of the same field names (`path`: a directory)."""
+    """A published data set, from the hub or from local files of the same field names (`path`: their directory)."""
 
     __pydantic_config__ = FORBID
     kind: Literal["benchmark"]
     name: str
-    hub: str
+    hub: Text
     subset: str | None
     revision: str | None
+    """Commit of the hub's repository; null: its newest."""
     path: str | None
-    question_field: str
+    """Directory of <split>.jsonl or <split>.parquet; null: from the hub."""
+    splits: dict[Part, Text]
+    """The source's name of the split behind each part."""
+    rows: dict[Part, Count] | None
+    """Rows that each part must have; null: any number, as for files of one's own."""
+    question: Text
+    """Template over a row's fields, such as "{Body} {Question}"."""
     gold_field: str
-    gold_from: Literal["after_hashes", "last_box", "field"]
+    gold_from: Literal["after_hashes", "last_box", "field", "number_with_unit"]
+    solution_field: str | None
+    """The worked solution, for demonstrations in a few-shot prompt."""
     level_field: str | None
+    subject_field: str | None
     validation: Whole
-    """Problems taken from the end of the shuffled training split; 0: none."""
+    """Problems taken from the end of the shuffled training part; 0: none."""
     split_seed: Seed | None
     """Seed of that shuffle; null: the run's seed, as the released code does."""
 
+    def __post_init__(self) -> None:
+        if "test" not in self.splits:
+            raise ConfigError("data.splits", self.splits, "must name the split behind `test`")
+        if self.validation and "train" not in self.splits:
+            raise ConfigError("data.validation", self.validation, f"must be 0: {self.name} has no training part")
+
 
 Data = Annotated[WordProblems | Benchmark, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A demonstration: a question and how it is answered."""
+
+    __pydantic_config__ = FORBID
+    question: Text
+    answer: Text
 
 
 @dataclass(frozen=True)
@@ -164,15 +193,33 @@ class Prompt:
     __pydantic_config__ = FORBID
     name: str
     chat: Flag
+    """Put the text into the model's chat template, as a user's turn, and open the assistant's."""
+    chat_template: Text | None
+    """A Jinja template instead of the tokenizer's own, for tokenizers that have none."""
     system: str | None
     template: str
+    """The question's text; "{question}" stands for the question."""
+    shots: tuple[Shot, ...]
+    """Demonstrations that go before the question."""
+    train_shots: Whole
+    """Demonstrations taken from the data set: its first so many training rows that have a solution."""
+    shot: str
+    """What follows the question in a demonstration, up to the next question; "{answer}" stands for the answer. In a
+    chat the two are turns, and this is not used."""
+    stop: tuple[Text, ...]
+    """Strings that end a completion, beside EOS; the text from the first of them on is cut off."""
     style: Literal["gsm8k", "math"]
 
     def __post_init__(self) -> None:
         if self.template.count("{question}") != 1:
             raise ConfigError("prompt.template", repr(self.template), "must contain {question} exactly once")
-        if self.system is not None and not self.chat:
-            raise ConfigError("prompt.system", repr(self.system), "needs prompt.chat=true")
+        if self.shot.count("{answer}") != 1:
+            raise ConfigError("prompt.shot", repr(self.shot), "must contain {answer} exactly once")
+        for field in ("system", "chat_template"):
+            if getattr(self, field) is not None and not self.chat:
+                raise ConfigError(f"prompt.{field}", repr(getattr(self, field)), "needs prompt.chat=true")
+        if self.shots and self.train_shots:
+            raise ConfigError("prompt.train_shots", self.train_shots, "must be 0 beside prompt.shots")
 
 
 # --- rollout, learner, evaluation, tracking --------------------------------------------------------------------------
@@ -262,6 +309,18 @@ class Evaluation:
     """Problems of the test part graded at the end; null: all."""
     at_end: Flag
     max_new_tokens: Count
+    chunk: Count
+    """Problems of the test part that are sampled and saved together: an interrupted evaluation loses less than that."""
+
+
+@dataclass(frozen=True)
+class Grading:
+    """The processes that compare answers for which numbers and strings are not enough (`style: math`)."""
+
+    __pydantic_config__ = FORBID
+    workers: Count
+    timeout: Positive
+    """Seconds of processor time that one comparison may take."""
 
 
 @dataclass(frozen=True)
@@ -297,145 +356,3 @@ class WarmStart:
     terse: dict[Literal[2, 3, 4], Share]
     """Probability of a terse demonstration by the problem's level, once they appear."""
     threads: Threads
-
-
-# --- the programs ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """python -m pspo.train"""
-
-    __pydantic_config__ = FORBID
-    scale: Literal["cpu", "paper"]
-    regime: str | None
-    seed: Seed
-    steps: Count
-    run_dir: Text | None
-    runs: str
-    models: str
-    device: Device
-    threads: Threads | None
-    surrogate: Surrogate
-    model: Model
-    sft: WarmStart
-    data: Data
-    prompt: Prompt
-    rollout: Rollout
-    learner: Learner
-    eval: Evaluation
-    tracking: Tracking
-
-    def __post_init__(self) -> None:
-        rollout, learner = self.rollout, self.learner
-        if rollout.sequences % learner.minibatches:
-            raise ConfigError(
-                "learner.minibatches",
-                learner.minibatches,
-                f"must divide the batch of rollout.prompts * rollout.group_size = {rollout.prompts} * "
-                f"{rollout.group_size} = {rollout.sequences} completions",
-            )
-        if rollout.top_p < 1:
-            raise ConfigError(
-                "rollout.top_p",
-                rollout.top_p,
-                "must be 1.0 in training: below it the sampler renormalises over the tokens it keeps, so its log-probs "
-                "are not the learner's and ratios do not start at 1",
-            )
-        if self.eval.every and self.eval.validation_problems > self.data.validation:
-            raise ConfigError(
-                "eval.validation_problems",
-                self.eval.validation_problems,
-                f"data.validation={self.data.validation} are held out",
-            )
-        longest = rollout.max_prompt_tokens + max(rollout.max_new_tokens, self.eval.max_new_tokens)
-        if learner.token_budget < rollout.max_prompt_tokens + rollout.max_new_tokens:
-            raise ConfigError("learner.token_budget", learner.token_budget, f"one sequence may have {longest} tokens")
-        if self.model.arch is not None and longest > self.model.arch.max_positions:
-            raise ConfigError("model.arch.max_positions", self.model.arch.max_positions, f"needs {longest} or more")
-        if self.model.path is None and self.data.kind != "wordproblems":
-            raise ConfigError("model.path", None, f"a model made here speaks only word problems, not {self.data.name}")
-        needs_device(self.device, self.model)
-
-    @property
-    def updates(self) -> int:
-        """Planned optimiser updates of the whole run."""
-        return self.steps * self.learner.passes * self.learner.minibatches
-
-
-@dataclass(frozen=True)
-class SftConfig:
-    """python -m pspo.sft"""
-
-    __pydantic_config__ = FORBID
-    models: str
-    out: Text | None
-    device: Device
-    model: Model
-    sft: WarmStart
-    data: Data
-    prompt: Prompt
-    rollout: Rollout
-    eval: Evaluation
-
-    def __post_init__(self) -> None:
-        if self.model.arch is None:
-            raise ConfigError("model", self.model.name, "the warm start makes a model: choose model=tiny")
-        if self.data.kind != "wordproblems":
-            raise ConfigError("data", self.data.name, "the warm start has demonstrations for data=wordproblems only")
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """python eval/evaluate.py"""
-
-    __pydantic_config__ = FORBID
-    checkpoint: Text
-    benchmark: str
-    split: Literal["validation", "test"]
-    temperature: NonNegative
-    samples: Count
-    limit: Count | None
-    out: Text | None
-    seed: Seed
-    device: Device
-    threads: Threads | None
-    model: Model
-    data: Data
-    prompt: Prompt
-    rollout: Rollout
-    eval: Evaluation
-
-    def __post_init__(self) -> None:
-        if self.temperature == 0 and self.samples > 1:
-            raise ConfigError("samples", self.samples, "must be 1 at temperature=0: every draw would be the same")
-        needs_device(self.device, self.model)
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """python experiments/reproduce.py and experiments/report.py"""
-
-    __pydantic_config__ = FORBID
-    study: str
-    scale: Literal["cpu", "paper"]
-    launcher: Literal["local", "slurm"]
-    jobs: Count
-    """Runs at a time on this machine."""
-    results: str
-    runs: str
-    models: str
-    rollout: Literal["vllm", "hf"]
-    tracking: Literal["online", "offline", "none"]
-    cell: Whole | None
-    """Run this one cell alone, by its number in the study; null: all."""
-    start_only: Flag
-    """Make and evaluate what the cells start from, and stop."""
-    overrides: tuple[str, ...]
-    """Train settings added to every cell, as on the command line of pspo.train."""
-
-
-def needs_device(device: Device, model: Model) -> None:
-    """Settings that only one kind of device can honour."""
-    if device == "cpu" and model.attention == "flash_attention_2":
-        raise ConfigError("model.attention", model.attention, "needs device=cuda")

@@ -2,40 +2,64 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pspo.config.schema import Prompt
+from pspo.config.schema import Prompt, Shot
 from pspo.errors import PspoError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, ...]:
-    """Token ids of the whole prompt, up to where the completion begins.
+class Prompter:
+    """A prompt, its demonstrations and a tokenizer, put together.
 
-    With `prompt.chat` the tokenizer's chat template is applied and the assistant's turn opened; raises PspoError where
-    the tokenizer has none.
+    Raises PspoError where the prompt wants a chat template and there is none.
     """
-    # Not str.format: a question or template may hold other braces, as LaTeX does.
-    text = prompt.template.replace("{question}", question)
-    if not prompt.chat:
-        return tuple(tokenizer(text)["input_ids"])
-    if not tokenizer.chat_template:
-        model = tokenizer.name_or_path or "this model"
-        raise PspoError(
-            f"prompt={prompt.name} needs a chat template, which the tokenizer of {model} does not have: choose another "
-            "model, or prompt.chat=false and prompt.system=null"
+
+    def __init__(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, shots: Sequence[Shot] = ()) -> None:
+        self.prompt, self.tokenizer, self.shots = prompt, tokenizer, prompt.shots or tuple(shots)
+        self.style, self.stop = prompt.style, prompt.stop
+        if len(self.shots) < prompt.train_shots:
+            raise PspoError(f"prompt.train_shots={prompt.train_shots}: {len(self.shots)} demonstrations were given")
+        if prompt.chat and not (prompt.chat_template or tokenizer.chat_template):
+            model = tokenizer.name_or_path or "this model"
+            raise PspoError(
+                f"prompt={prompt.name} needs a chat template, which the tokenizer of {model} does not have: choose a "
+                "prompt without chat, such as question_answer or problem_solution, or give one as prompt.chat_template"
+            )
+
+    def encode(self, question: str) -> tuple[int, ...]:
+        """Token ids of the whole prompt, up to where the completion begins."""
+        # A chat template writes its special tokens itself.
+        encoded = self.tokenizer(self.text(question), add_special_tokens=not self.prompt.chat)
+        return tuple(encoded["input_ids"])
+
+    def text(self, question: str) -> str:
+        """The whole prompt: demonstrations, then the question."""
+        asked = [self._ask(shot.question) for shot in self.shots]
+        if not self.prompt.chat:
+            answered = [self.prompt.shot.replace("{answer}", shot.answer) for shot in self.shots]
+            return "".join(a + b for a, b in zip(asked, answered, strict=True)) + self._ask(question)
+        messages = [] if self.prompt.system is None else [{"role": "system", "content": self.prompt.system}]
+        for text, shot in zip(asked, self.shots, strict=True):
+            messages += [{"role": "user", "content": text}, {"role": "assistant", "content": shot.answer}]
+        messages.append({"role": "user", "content": self._ask(question)})
+        return self.tokenizer.apply_chat_template(
+            messages, chat_template=self.prompt.chat_template, add_generation_prompt=True, tokenize=False
         )
-    messages = [{"role": "system", "content": prompt.system}] if prompt.system is not None else []
-    messages.append({"role": "user", "content": text})
-    whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tuple(tokenizer(whole, add_special_tokens=False)["input_ids"])
 
+    @functools.cached_property
+    def hash(self) -> str:
+        """Twelve hex digits of all that a policy is shown beside the question, chat template included, and of the stop
+        strings. The prompt's name and grading style are no part of it."""
+        made_of = [self.text("{question}"), list(self.stop)]
+        return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
 
-def prompt_hash(prompt: Prompt) -> str:
-    """Twelve hex digits of what a question's text is made of; the prompt's name and grading style are no part of it."""
-    made_of = [prompt.chat, prompt.system, prompt.template]
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
+    def _ask(self, question: str) -> str:
+        # Not str.format: a question or template may hold other braces, as LaTeX does.
+        return self.prompt.template.replace("{question}", question)

@@ -6,7 +6,8 @@ The module of an engine is imported when it is asked for, so that a machine with
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pspo.config import schema
@@ -18,22 +19,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How completions are drawn: n for each prompt, at most `max_new_tokens` tokens each. Temperature 0 is greedy."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    n: int = 1
+
+
 class Sampler(Protocol):
     """A policy that can be sampled from and given new weights."""
 
-    def sample(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        n: int,
-        seeds: Sequence[int],
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-    ) -> list[list[Completion]]:
-        """n completions for each prompt (token ids), in order; the same for the same seeds, one seed a prompt.
+    def stream(
+        self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], decoding: Decoding
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """(index of a prompt, its n completions), each prompt as soon as the last of its completions has ended.
 
-        Each completion ends with its EOS token or is marked as not finished. Log-probs are those of the distribution
-        sampled from: after temperature and top-p. Temperature 0 is greedy, with log-probs at temperature 1.
+        Prompts are token ids. The completions are the same for the same seeds, one seed a prompt. Each ends with its
+        EOS token, or where its text shows a stop string, or is marked as not finished. Log-probs are those of the
+        distribution sampled from: after temperature and top-p. Temperature 0 has the log-probs of temperature 1.
         """
         ...
 
@@ -41,24 +47,42 @@ class Sampler(Protocol):
         """Takes new weights, given under their checkpoint names, and forgets everything computed with the old."""
         ...
 
+    def forget(self) -> None:
+        """Forgets the prompts it has seen, so that what comes next has the same bits whatever came before."""
+        ...
+
     def close(self) -> None:
         """Gives back what the engine holds; it cannot be used afterwards."""
         ...
 
 
+def sample(
+    sampler: Sampler, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], decoding: Decoding
+) -> list[list[Completion]]:
+    """`stream`, waited for: the completions of each prompt, in the order of the prompts."""
+    drawn = dict(sampler.stream(prompts, seeds, decoding))
+    return [drawn[index] for index in range(len(prompts))]
+
+
 def make_sampler(
-    checkpoint: str, cfg: schema.Rollout, tokenizer: PreTrainedTokenizerBase, device: str, max_tokens: int
+    checkpoint: str,
+    cfg: schema.Rollout,
+    tokenizer: PreTrainedTokenizerBase,
+    device: str,
+    max_tokens: int,
+    stop: tuple[str, ...] = (),
 ) -> Sampler:
     """The engine that the config names, holding the weights of `checkpoint` (a directory or hub id).
 
-    `max_tokens` bounds prompt and completion together. Raises PspoError where vLLM is asked for and not installed.
+    `max_tokens` bounds prompt and completion together; `stop` are the prompt's stop strings. Raises PspoError where
+    vLLM is asked for and not installed.
     """
     if cfg.engine == "hf":
         from pspo.rollout.hf import HfSampler
 
-        return HfSampler(checkpoint, cfg, tokenizer, device)
+        return HfSampler(checkpoint, cfg, tokenizer, device, stop)
     if importlib.util.find_spec("vllm") is None:
         raise PspoError("rollout=vllm, but vLLM is not installed here: run `make setup`, or choose rollout=hf")
     from pspo.rollout.vllm import VllmSampler
 
-    return VllmSampler(checkpoint, cfg, tokenizer, device, max_tokens)
+    return VllmSampler(checkpoint, cfg, tokenizer, device, max_tokens, stop)

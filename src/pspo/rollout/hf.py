@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from transformers import DynamicCache, PreTrainedTokenizerBase
 from pspo.config import schema
 from pspo.data import eos_ids
 from pspo.models import load_policy
+from pspo.rollout import Decoding
+from pspo.rollout.completions import completion_of, has_stop
 from pspo.seeds import derive
 from pspo.types import Completion
 
@@ -22,20 +24,22 @@ class HfSampler:
     is sampled for a prompt does not depend on what else is in the batch (up to rounding of the batched matmuls).
     """
 
-    def __init__(self, checkpoint: str, cfg: schema.Rollout, tokenizer: PreTrainedTokenizerBase, device: str) -> None:
-        self.tokenizer, self.eos, self.device = tokenizer, eos_ids(tokenizer), device
+    def __init__(
+        self,
+        checkpoint: str,
+        cfg: schema.Rollout,
+        tokenizer: PreTrainedTokenizerBase,
+        device: str,
+        stop: tuple[str, ...] = (),
+    ) -> None:
+        self.tokenizer, self.eos, self.device, self.stop = tokenizer, eos_ids(tokenizer), device, stop
         self.model = load_policy(checkpoint, dtype=cfg.dtype, attention="sdpa", device=device).eval()
 
     @torch.inference_mode()
-    def sample(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        n: int,
-        seeds: Sequence[int],
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-    ) -> list[list[Completion]]:
+    def stream(
+        self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], decoding: Decoding
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        n = decoding.n
         rows = [prompt for prompt in prompts for _ in range(n)]
         generators = [
             torch.Generator(self.device).manual_seed(derive("sample", seed, k)) for seed in seeds for k in range(n)
@@ -43,12 +47,20 @@ class HfSampler:
         tokens: list[list[int]] = [[] for _ in rows]
         log_probs: list[list[float]] = [[] for _ in rows]
         active = torch.arange(len(rows), device=self.device)  # row of each line of the batch that still decodes
+        writing = [n] * len(prompts)  # completions of each prompt that have not ended
+
+        def ended(some: Iterable[int]) -> Iterator[tuple[int, list[Completion]]]:
+            for row in some:
+                writing[row // n] -= 1
+                if not writing[row // n]:
+                    group = range(row // n * n, row // n * n + n)
+                    yield row // n, [self._completion(tokens[k], log_probs[k]) for k in group]
 
         width = max(len(row) for row in rows)
         input_ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=self.device)
         seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
         cache = DynamicCache(config=self.model.config)
-        for _ in range(max_new_tokens):
+        for _ in range(decoding.max_new_tokens):
             positions = (seen.cumsum(dim=1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
             logits = self.model(
                 input_ids=input_ids,
@@ -58,21 +70,24 @@ class HfSampler:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]
-            choice, chosen_log_prob = choose(logits, temperature, top_p, [generators[i] for i in active.tolist()])
-            for row, token, log_prob in zip(active.tolist(), choice.tolist(), chosen_log_prob.tolist(), strict=True):
+            lines = active.tolist()
+            drawing = [generators[row] for row in lines]
+            choice, chosen_log_prob = choose(logits, decoding.temperature, decoding.top_p, drawing)
+            for row, token, log_prob in zip(lines, choice.tolist(), chosen_log_prob.tolist(), strict=True):
                 tokens[row].append(token)
                 log_probs[row].append(log_prob)
-            keep = (~torch.isin(choice, torch.tensor(self.eos, device=self.device))).nonzero().squeeze(1)
+            over = [tokens[row][-1] in self.eos or has_stop(tokens[row], self.tokenizer, self.stop) for row in lines]
+            yield from ended(row for row, done in zip(lines, over, strict=True) if done)
+            keep = torch.tensor([k for k, done in enumerate(over) if not done], device=self.device, dtype=torch.long)
             if len(keep) == 0:
-                break
+                return
             if len(keep) < len(active):  # finished rows leave the batch
                 active, choice, seen = active[keep], choice[keep], seen[keep]
                 cache.batch_select_indices(keep)
             input_ids = choice[:, None]
             seen = torch.cat([seen, seen.new_ones(len(seen), 1)], dim=1)
 
-        completions = [self._completion(ids, values) for ids, values in zip(tokens, log_probs, strict=True)]
-        return [completions[start : start + n] for start in range(0, len(completions), n)]
+        yield from ended(active.tolist())  # cut at the limit
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         mine = dict(self.model.named_parameters())
@@ -80,13 +95,14 @@ class HfSampler:
             for name, value in weights:
                 mine[name].copy_(value)
 
+    def forget(self) -> None:
+        """Nothing is kept between calls."""
+
     def close(self) -> None:
         del self.model
 
     def _completion(self, ids: list[int], log_probs: list[float]) -> Completion:
-        finished = ids[-1] in self.eos
-        text = self.tokenizer.decode(ids[:-1] if finished else ids)
-        return Completion(tuple(ids), tuple(log_probs), text, finished)
+        return completion_of(ids, log_probs, self.tokenizer, self.eos, self.stop)
 
 
 def choose(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from pspo.config import schema
 from pspo.data import eos_ids
 from pspo.errors import PspoError
+from pspo.rollout import Decoding
+from pspo.rollout.completions import completion_of
 from pspo.types import Completion
 
 
@@ -25,16 +27,22 @@ class VllmSampler:
     """`pspo.rollout.Sampler` by vLLM."""
 
     def __init__(
-        self, checkpoint: str, cfg: schema.Rollout, tokenizer: PreTrainedTokenizerBase, device: str, max_tokens: int
+        self,
+        checkpoint: str,
+        cfg: schema.Rollout,
+        tokenizer: PreTrainedTokenizerBase,
+        device: str,
+        max_tokens: int,
+        stop: tuple[str, ...] = (),
     ) -> None:
         assert cfg.vllm is not None  # checked by the schema
-        self.tokenizer, self.eos, self.device = tokenizer, eos_ids(tokenizer), device
+        self.tokenizer, self.eos, self.device, self.stop = tokenizer, eos_ids(tokenizer), device, stop
         _prepare(cfg.vllm, device)
         from vllm import LLM
 
         options: dict[str, Any] = {
             "model": checkpoint,
-            "skip_tokenizer_init": True,
+            "skip_tokenizer_init": not stop,  # it looks for stop strings in its own decoded text
             "dtype": cfg.dtype,
             "enforce_eager": cfg.vllm.enforce_eager,
             "max_model_len": max_tokens,
@@ -59,51 +67,61 @@ class VllmSampler:
             warnings.simplefilter("ignore")
             self.engine: Any = LLM(**options)
 
-    def sample(
-        self,
-        prompts: Sequence[tuple[int, ...]],
-        n: int,
-        seeds: Sequence[int],
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-    ) -> list[list[Completion]]:
-        from vllm import SamplingParams
+    def stream(
+        self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], decoding: Decoding
+    ) -> Iterator[tuple[int, list[Completion]]]:
         from vllm.inputs import TokensPrompt
 
-        parameters = [
-            SamplingParams(
-                n=n,
-                seed=seed,
-                temperature=temperature,
-                top_p=top_p,
-                max_tokens=max_new_tokens,
-                logprobs=0,  # of the sampled token alone
-                stop_token_ids=list(self.eos),
-                detokenize=False,
-            )
-            for seed in seeds
-        ]
-        requests = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
-        answers = self.engine.generate(requests, parameters, use_tqdm=False)
-        return [[self._completion(output) for output in answer.outputs] for answer in answers]
+        engine = self.engine.llm_engine
+        waiting: dict[str, int] = {}  # id of a request in the engine -> index of its prompt
+        try:
+            for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+                tokens = TokensPrompt(prompt_token_ids=list(prompt))
+                engine.add_request(str(index), tokens, self._parameters(decoding, seed))
+                waiting[str(index)] = index
+            while engine.has_unfinished_requests():
+                for answer in engine.step():
+                    if answer.finished:
+                        index = waiting.pop(answer.request_id)
+                        yield index, [self._completion(output) for output in answer.outputs]
+        finally:  # whoever listened has stopped early: the engine must not go on with the rest
+            if waiting:
+                engine.abort_request(list(waiting))
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if self.device == "cpu":
             self.engine.apply_model(_repack_head)
+        self.forget()
+
+    def forget(self) -> None:
         if not self.engine.reset_prefix_cache():
-            raise PspoError("vLLM kept its prefix cache after new weights: requests were still running")
+            raise PspoError("vLLM kept its prefix cache: requests were still running")
 
     def close(self) -> None:
         self.engine.llm_engine.engine_core.shutdown()
         del self.engine
 
+    def _parameters(self, decoding: Decoding, seed: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            n=decoding.n,
+            seed=seed,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            max_tokens=decoding.max_new_tokens,
+            logprobs=0,  # of the sampled token alone
+            stop=list(self.stop),
+            stop_token_ids=list(self.eos),
+            detokenize=bool(self.stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
     def _completion(self, output: Any) -> Completion:
-        ids = tuple(output.token_ids)
-        finished = output.finish_reason == "stop"
-        log_probs = tuple(at[token].logprob for token, at in zip(ids, output.logprobs, strict=True))
-        return Completion(ids, log_probs, self.tokenizer.decode(ids[:-1] if finished else ids), finished)
+        log_probs = [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
+        return completion_of(tuple(output.token_ids), log_probs, self.tokenizer, self.eos, self.stop)
 
 
 def _repack_head(model: Any) -> None:

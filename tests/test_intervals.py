@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from intervals import bootstrap, estimate, student_t, wilson
+from pspo.intervals import bootstrap, estimate, student_t, wilson
 
 
 def test_student_t_by_hand() -> None:

@@ -1,0 +1,190 @@
+"""What each program takes: the groups of `schema.py` put together, and the checks across them.
+
+Imports: standard library and pydantic only, like `schema.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pspo.config.schema import (
+    FORBID,
+    Count,
+    Data,
+    Device,
+    Evaluation,
+    Flag,
+    Grading,
+    Learner,
+    Model,
+    NonNegative,
+    Prompt,
+    Rollout,
+    Seed,
+    Surrogate,
+    Text,
+    Threads,
+    Tracking,
+    WarmStart,
+    Whole,
+)
+from pspo.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """python -m pspo.train"""
+
+    __pydantic_config__ = FORBID
+    scale: Literal["cpu", "paper"]
+    regime: str | None
+    seed: Seed
+    steps: Count
+    run_dir: Text | None
+    runs: str
+    models: str
+    device: Device
+    threads: Threads | None
+    surrogate: Surrogate
+    model: Model
+    sft: WarmStart
+    data: Data
+    prompt: Prompt
+    rollout: Rollout
+    grading: Grading
+    learner: Learner
+    eval: Evaluation
+    tracking: Tracking
+
+    def __post_init__(self) -> None:
+        rollout, learner = self.rollout, self.learner
+        if rollout.sequences % learner.minibatches:
+            raise ConfigError(
+                "learner.minibatches",
+                learner.minibatches,
+                f"must divide the batch of rollout.prompts * rollout.group_size = {rollout.prompts} * "
+                f"{rollout.group_size} = {rollout.sequences} completions",
+            )
+        if rollout.top_p < 1:
+            raise ConfigError(
+                "rollout.top_p",
+                rollout.top_p,
+                "must be 1.0 in training: below it the sampler renormalises over the tokens it keeps, so its log-probs "
+                "are not the learner's and ratios do not start at 1",
+            )
+        if self.data.kind == "benchmark" and "train" not in self.data.splits:
+            raise ConfigError("data", self.data.name, "has no training part: it can only be evaluated on")
+        if self.eval.every and self.eval.validation_problems > self.data.validation:
+            raise ConfigError(
+                "eval.validation_problems",
+                self.eval.validation_problems,
+                f"data.validation={self.data.validation} are held out",
+            )
+        longest = rollout.max_prompt_tokens + max(rollout.max_new_tokens, self.eval.max_new_tokens)
+        if learner.token_budget < rollout.max_prompt_tokens + rollout.max_new_tokens:
+            raise ConfigError("learner.token_budget", learner.token_budget, f"one sequence may have {longest} tokens")
+        if self.model.arch is not None and longest > self.model.arch.max_positions:
+            raise ConfigError("model.arch.max_positions", self.model.arch.max_positions, f"needs {longest} or more")
+        if self.model.path is None and self.data.kind != "wordproblems":
+            raise ConfigError("model.path", None, f"a model made here speaks only word problems, not {self.data.name}")
+        needs_device(self.device, self.model)
+
+    @property
+    def updates(self) -> int:
+        """Planned optimiser updates of the whole run."""
+        return self.steps * self.learner.passes * self.learner.minibatches
+
+
+@dataclass(frozen=True)
+class SftConfig:
+    """python -m pspo.sft"""
+
+    __pydantic_config__ = FORBID
+    models: str
+    out: Text | None
+    device: Device
+    model: Model
+    sft: WarmStart
+    data: Data
+    prompt: Prompt
+    rollout: Rollout
+    eval: Evaluation
+
+    def __post_init__(self) -> None:
+        if self.model.arch is None:
+            raise ConfigError("model", self.model.name, "the warm start makes a model: choose model=tiny")
+        if self.data.kind != "wordproblems":
+            raise ConfigError("data", self.data.name, "the warm start has demonstrations for data=wordproblems only")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """python eval/evaluate.py"""
+
+    __pydantic_config__ = FORBID
+    checkpoint: Text
+    revision: Text | None
+    """Commit of a hub checkpoint; null: the one pinned in conf/model/ for this model, or the newest."""
+    benchmark: str
+    split: Literal["validation", "test"]
+    temperature: NonNegative | Annotated[tuple[NonNegative, ...], Field(min_length=1)]
+    samples: Count
+    limit: Count | None
+    out: Text | None
+    overwrite: Flag
+    """Sample again where the file is complete."""
+    seed: Seed
+    device: Device
+    threads: Threads | None
+    model: Model
+    data: Data
+    prompt: Prompt
+    rollout: Rollout
+    grading: Grading
+    eval: Evaluation
+
+    def __post_init__(self) -> None:
+        if self.temperatures == (0.0,) and self.samples > 1:
+            raise ConfigError("samples", self.samples, "must be 1 at temperature=0: every draw would be the same")
+        if self.out is not None and len(self.temperatures) > 1:
+            raise ConfigError("out", self.out, "names one file; leave it out for several temperatures")
+        if len(set(self.temperatures)) < len(self.temperatures):
+            raise ConfigError("temperature", list(self.temperatures), "names one twice")
+        needs_device(self.device, self.model)
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """One or several; `samples` are drawn at each but 0, where one says all."""
+        return self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """python experiments/reproduce.py and experiments/report.py"""
+
+    __pydantic_config__ = FORBID
+    study: str
+    scale: Literal["cpu", "paper"]
+    launcher: Literal["local", "slurm"]
+    jobs: Count
+    """Runs at a time on this machine."""
+    results: str
+    runs: str
+    models: str
+    rollout: Literal["vllm", "hf"]
+    tracking: Literal["online", "offline", "none"]
+    cell: Whole | None
+    """Run this one cell alone, by its number in the study; null: all."""
+    start_only: Flag
+    """Make and evaluate what the cells start from, and stop."""
+    overrides: tuple[str, ...]
+    """Train settings added to every cell, as on the command line of pspo.train."""
+
+
+def needs_device(device: Device, model: Model) -> None:
+    """Settings that only one kind of device can honour."""
+    if device == "cpu" and model.attention == "flash_attention_2":
+        raise ConfigError("model.attention", model.attention, "needs device=cuda")

@@ -1,0 +1,215 @@
+"""Evaluation as a file: resumed to the same bits, nothing twice, nothing of another policy taken over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pspo.config import EvalConfig, compose
+from pspo.data import eos_ids, load_problems, load_tokenizer, make_prompter
+from pspo.data.tokenizer import build_tokenizer
+from pspo.errors import ConfigError, PspoError
+from pspo.evaluation import EvalFile, Protocol, evaluate, evaluate_to_file, identity
+from pspo.grading import Grader
+from pspo.models import build, save_policy
+from pspo.rollout import Decoding, make_sampler
+
+ROOT = Path(__file__).resolve().parents[1]
+PROBLEMS = 12
+
+
+@pytest.fixture(scope="module")
+def cfg():
+    return compose("eval", EvalConfig, ["checkpoint=x", "rollout=hf"])
+
+
+@pytest.fixture(scope="module")
+def checkpoint(cfg, tmp_path_factory):
+    """The small world's architecture with random weights, larger than usual so that what it writes varies."""
+    tokenizer = build_tokenizer(cfg.data)
+    (eos,) = eos_ids(tokenizer)
+    model = build(cfg.model.arch, len(tokenizer), eos, tokenizer.pad_token_id, seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(5)
+    return save_policy(model, tokenizer, tmp_path_factory.mktemp("evaluation") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def parts(cfg, checkpoint):
+    """What every evaluation here is made of."""
+    tokenizer = load_tokenizer(str(checkpoint))
+    prompter = make_prompter(cfg.prompt, cfg.data, tokenizer)
+    problems = load_problems(cfg.data, "test", 0)[:PROBLEMS]
+    protocol = Protocol(Decoding(16, temperature=0.8, n=2), cfg.rollout.max_prompt_tokens)
+    sampler = make_sampler(str(checkpoint), cfg.rollout, tokenizer, "cpu", 160)
+    with Grader(workers=1) as grader:
+        yield sampler, prompter, grader, problems, protocol
+
+
+def file_of(path, checkpoint, cfg, parts, protocol=None):
+    _, prompter, _, problems, usual = parts
+    made_of = identity(checkpoint, cfg.rollout, "cpu", prompter, problems, protocol or usual, 5)
+    return EvalFile(path, made_of, {"benchmark": "test"})
+
+
+class Counting:
+    """A real sampler that counts what is asked of it, and stops the program's work after `limit` calls."""
+
+    def __init__(self, sampler, limit=99):
+        self.sampler, self.limit, self.calls = sampler, limit, 0
+
+    def stream(self, *asked):
+        self.calls += 1
+        if self.calls > self.limit:
+            raise KeyboardInterrupt
+        yield from self.sampler.stream(*asked)
+
+    def forget(self):
+        self.sampler.forget()
+
+
+def test_records_are_those_of_the_policy(parts):
+    sampler, prompter, grader, problems, protocol = parts
+    records = evaluate(*parts)
+    assert [record["id"] for record in records] == [problem.id for problem in problems]
+    assert all(len(record["completions"]) == 2 and record["prompt_hash"] == prompter.hash for record in records)
+    assert records[0]["question"] == problems[0].question and records[0]["level"] == problems[0].level
+    again = evaluate(sampler, prompter, grader, problems[3:4], protocol)  # seeds are of the problem, not of its place
+    assert [c["text"] for c in again[0]["completions"]] == [c["text"] for c in records[3]["completions"]]
+
+
+def test_an_interrupted_evaluation_ends_with_the_same_file(tmp_path, checkpoint, cfg, parts):
+    sampler, *rest = parts
+    whole = file_of(tmp_path / "whole.jsonl", checkpoint, cfg, parts)
+    evaluate_to_file(whole, sampler, *rest, chunk=5)
+    cut = file_of(tmp_path / "cut.jsonl", checkpoint, cfg, parts)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_to_file(cut, Counting(sampler, limit=2), *rest, chunk=5)
+    assert not cut.path.exists() and cut.complete() is None and len(list(cut.parts.glob("0*.jsonl"))) == 2
+    resumed = Counting(sampler)
+    records = evaluate_to_file(cut, resumed, *rest, chunk=5)
+    assert resumed.calls == 1  # of three chunks two were there
+    assert cut.path.read_bytes() == whole.path.read_bytes() and len(records) == PROBLEMS
+    assert not cut.parts.exists()
+    scores = [json.loads(file.summary_path.read_text())["scores"] for file in (whole, cut)]
+    assert scores[0] == scores[1] and scores[0]["problems"] == PROBLEMS
+
+    untouched = Counting(sampler)
+    assert evaluate_to_file(cut, untouched, *rest, chunk=5) == records and untouched.calls == 0
+
+
+def test_what_another_evaluation_left_is_not_taken_over(tmp_path, checkpoint, cfg, parts):
+    sampler, prompter, grader, problems, protocol = parts
+    path = tmp_path / "eval.jsonl"
+    first = file_of(path, checkpoint, cfg, parts)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_to_file(first, Counting(sampler, limit=2), *parts[1:], chunk=5)
+    other = replace(protocol, seed=1)
+    second, counting = file_of(path, checkpoint, cfg, parts, other), Counting(sampler)
+    records = evaluate_to_file(second, counting, prompter, grader, problems, other, chunk=5)
+    assert counting.calls == 3 and records == evaluate_as_chunks(parts, other)
+    assert first.complete() is None and second.complete() == records
+
+    path.write_text(path.read_text().replace('"correct": false', '"correct": true', 1))
+    assert second.complete() is None  # someone has changed it
+
+
+def evaluate_as_chunks(parts, protocol):
+    sampler, prompter, grader, problems, _ = parts
+    records = []
+    for start in range(0, PROBLEMS, 5):
+        records += evaluate(sampler, prompter, grader, problems[start : start + 5], protocol)
+    return json.loads(json.dumps(records))
+
+
+def test_the_identity_knows_weights_prompt_problems_and_grader(tmp_path, checkpoint, cfg, parts, monkeypatch):
+    _, prompter, _, problems, protocol = parts
+
+    def made_of(**changes):
+        given = {"checkpoint": checkpoint, "prompter": prompter, "problems": problems, "protocol": protocol} | changes
+        return identity(rollout=cfg.rollout, device="cpu", chunk=5, **given)
+
+    assert made_of() == made_of() == json.loads(json.dumps(made_of()))  # as it is read back from a summary
+    other = tmp_path / "checkpoint"
+    other.mkdir()
+    for file in checkpoint.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    assert made_of(checkpoint=other) == made_of()
+    weights = bytearray((other / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (other / "model.safetensors").write_bytes(weights)
+    shown = make_prompter(replace(cfg.prompt, train_shots=1), cfg.data, prompter.tokenizer)
+    changed = [
+        made_of(checkpoint=other),
+        made_of(prompter=shown),
+        made_of(problems=problems[1:]),
+        made_of(protocol=replace(protocol, decoding=replace(protocol.decoding, temperature=0.9))),
+    ]
+    assert len({json.dumps(one) for one in [made_of(), *changed]}) == 5
+
+
+def test_one_process_at_a_time(tmp_path, checkpoint, cfg, parts):
+    file = file_of(tmp_path / "eval.jsonl", checkpoint, cfg, parts)
+    with file.held(), pytest.raises(PspoError, match=r"another process is writing .*eval\.jsonl"):
+        evaluate_to_file(file, *parts, chunk=5)
+
+
+def test_a_prompt_that_is_too_long_is_told(parts):
+    sampler, prompter, grader, problems, protocol = parts
+    with pytest.raises(ConfigError, match=rf"rollout\.max_prompt_tokens=8.*{problems[0].id}"):
+        evaluate(sampler, prompter, grader, problems, replace(protocol, max_prompt_tokens=8))
+
+
+COMMAND = ["limit=24", "rollout=hf", "eval.chunk=2", "rollout.max_new_tokens=12", "temperature=[0,0.7]", "samples=3"]
+
+
+def test_the_program_killed_at_any_moment_continues_to_the_same_files(tmp_path, checkpoint):
+    def start(out):
+        """The same checkpoint under another directory, where its evaluations go by default."""
+        if not out.exists():
+            out.mkdir()
+            for file in checkpoint.iterdir():
+                os.link(file, out / file.name)
+        command = [sys.executable, str(ROOT / "eval" / "evaluate.py"), f"checkpoint={out}", *COMMAND]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def finish(process):
+        told, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+        return told, errors
+
+    told, _ = finish(start(tmp_path / "whole"))
+    assert "T=0:" in told and "T=0.7:" in told and "pass@3" in told and "majority" in told
+    names = sorted(path.name for path in (tmp_path / "whole" / "eval").iterdir())
+    first, last = "wordproblems.first-24", "wordproblems.T0.7x3.first-24"
+    assert set(names) == {name + end for name in (first, last) for end in (".jsonl", ".summary.json")}
+
+    process, folder = start(tmp_path / "killed"), tmp_path / "killed" / "eval"
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob(".*.parts/0*.jsonl"))) < 3:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (folder / f"{first}.jsonl").exists()
+    _, errors = finish(start(tmp_path / "killed"))
+    assert "wordproblems.first-24.jsonl: 24 of 24 problems" in errors
+    assert sorted(path.name for path in folder.iterdir()) == names
+    for name in names:
+        if name.endswith(".summary.json"):
+            a, b = (json.loads((tmp_path / which / "eval" / name).read_text()) for which in ("whole", "killed"))
+            assert a["scores"] == b["scores"] and a["identity"] == b["identity"]
+            assert a["prompt"]["name"] == "plain" and a["scores"]["problems"] == 24
+        else:
+            assert (folder / name).read_bytes() == (tmp_path / "whole" / "eval" / name).read_bytes()
+    again, errors = finish(start(tmp_path / "killed"))
+    assert again.replace("killed", "whole") == told and "of 24 problems" not in errors  # nothing is sampled again
