@@ -71,26 +71,27 @@ def run(cfg: EvalConfig) -> None:
     from pspo.scores import lines, scores
     from pspo.startup import prepare
 
-    prepare(cfg.device, cfg.threads)
-    pinned = cfg.model.revision if checkpoint == cfg.model.path else None  # that of another model is not this one's
-    directory = local_checkpoint(checkpoint, cfg.revision or pinned)
-    prompter = make_prompter(cfg.prompt, cfg.data, load_tokenizer(directory))
-    problems = load_problems(cfg.data, cfg.split, cfg.seed)[: cfg.limit]
-    about: dict[str, Any] = {
-        "checkpoint": checkpoint,
-        "benchmark": cfg.benchmark,
-        "split": cfg.split,
-        "limit": cfg.limit,
-        "data": (report := load_report(cfg.data, cfg.split)) and asdict(report),
-        "prompt": {"name": cfg.prompt.name, "hash": prompter.hash, "example": prompter.text(problems[0].question)},
-    }
     sampler: Sampler | None = None
     with Grader(cfg.grading.workers, cfg.grading.timeout) as grader:
+        if cfg.prompt.style == "math":
+            grader.start()  # before there is a CUDA context, and while the model is loaded
+        prepare(cfg.device, cfg.threads)
+        pinned = cfg.model.revision if checkpoint == cfg.model.path else None  # that of another model is not this one's
+        directory = local_checkpoint(checkpoint, cfg.revision or pinned)
+        prompter = make_prompter(cfg.prompt, cfg.data, load_tokenizer(directory))
+        problems = load_problems(cfg.data, cfg.split, cfg.seed)[: cfg.limit]
+        about: dict[str, Any] = {
+            "checkpoint": checkpoint,
+            "benchmark": cfg.benchmark,
+            "split": cfg.split,
+            "limit": cfg.limit,
+            "data": (report := load_report(cfg.data, cfg.split)) and asdict(report),
+            "prompt": {"name": cfg.prompt.name, "hash": prompter.hash, "example": prompter.text(problems[0].question)},
+        }
         for temperature in cfg.temperatures:
             samples = cfg.samples if temperature > 0 else 1
             decoding = Decoding(cfg.eval.max_new_tokens, temperature, cfg.rollout.top_p, samples)
-            protocol = Protocol(decoding, cfg.rollout.max_prompt_tokens, cfg.seed)
-            chunk = cfg.eval.chunk
+            protocol, chunk = Protocol(decoding, cfg.rollout.max_prompt_tokens, cfg.seed), cfg.eval.chunk
             made_of = identity(Path(directory), cfg.rollout, cfg.device, prompter, problems, protocol, chunk)
             file = EvalFile(out_path(cfg, temperature, checkpoint, run_dir), made_of, about)
             if cfg.overwrite:
@@ -98,9 +99,8 @@ def run(cfg: EvalConfig) -> None:
             if (records := file.complete()) is None:
                 if sampler is None:
                     longest = cfg.rollout.max_prompt_tokens + cfg.eval.max_new_tokens
-                    sampler = make_sampler(
-                        directory, cfg.rollout, prompter.tokenizer, cfg.device, longest, prompter.stop
-                    )
+                    tokenizer, stop = prompter.tokenizer, prompter.stop
+                    sampler = make_sampler(directory, cfg.rollout, tokenizer, cfg.device, longest, stop)
                 records = evaluate_to_file(file, sampler, prompter, grader, problems, protocol, chunk)
             print(f"{cfg.benchmark} {cfg.split}, prompt {cfg.prompt.name}, T={temperature:g}:")
             print(*lines(scores(records, protocol.greedy)), sep="\n")
