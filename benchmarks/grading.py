@@ -3,9 +3,11 @@
     .venv/bin/python benchmarks/grading.py [--data ../shared/data] [--items 1000] [--pairs 5] [--hang 4096]
 
 Each official solution of GSM8K and MATH is graded as a completion against its own gold and against another problem's.
-"ours" is `Grader.grade` with one worker that is already up and with empty caches; "math-verify" is the same worker's
-`second_opinion`, which is math-verify's own extraction and comparison. The two take turns, both on one core. Prints a
-table and the correctness counts, and writes benchmarks/results/grading.json.
+"ours" is `Grader.grade` with one worker that is already up and with empty caches. "math-verify" is the same worker's
+`second_opinion` of the answer alone, `\\boxed{answer}` against `\\boxed{gold}`, as trainers call it; "math-verify,
+whole" is that of the whole completion, which it searches for an answer itself. The three take turns, all on one core.
+Which golds are unequal is decided here, apart from the grader. Prints a table and the correctness counts, and writes
+benchmarks/results/grading.json.
 `--items 0` takes every row: minutes a pair with math-verify.
 """
 
@@ -15,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import re
 import statistics
 import sys
 import time
@@ -25,16 +28,14 @@ from typing import Any
 import psutil
 
 from pspo.grading import Grader
-from pspo.grading.answers import last_box
+from pspo.grading.answers import last_box, last_hash_line
 from pspo.grading.grade import bare_gold
-from pspo.grading.normalise import normalise
-from pspo.grading.numbers import exact_number, leading_number
 from pspo.grading.pool import Item
-from pspo.grading.units import split_unit
 from pspo.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 HANGS = r"\boxed{9^{9^{9}}}"
+WHO = ("ours", "math-verify", "math-verify, whole")
 SETS = (("gsm8k", "answer"), ("math", "solution"))
 
 
@@ -69,32 +70,45 @@ def make_cold(grader: Grader) -> None:
     grader.grade([(r"\boxed{\sin x}", r"\cos x", "math")])  # the next one is up
 
 
-def timed(grader: Grader, items: list[Item], alone: bool) -> tuple[float, list[str]]:
+def extracted(item: Item) -> Item:
+    """The answer in a box of its own, as a trainer hands it to math-verify; `second_opinion` has the bare gold."""
+    completion, gold, style = item
+    answer = last_box(completion) if style == "math" else last_hash_line(completion)
+    return rf"\boxed{{{answer or ''}}}", gold, style
+
+
+def timed(grader: Grader, items: list[Item], who: str) -> tuple[float, list[str]]:
     """Items a second, and the outcome of each: "equal", "different" or what went wrong."""
     make_cold(grader)
     start = time.perf_counter()
-    if alone:
-        outcomes: list[str] = list(grader.second_opinion(items))
+    if who == "math-verify":
+        outcomes: list[str] = list(grader.second_opinion([extracted(item) for item in items]))
+    elif who == "math-verify, whole":
+        outcomes = list(grader.second_opinion(items))
     else:
         grades = grader.grade(items)
         outcomes = [g.status if g.status != "ok" else "equal" if g.correct else "different" for g in grades]
     return len(items) / (time.perf_counter() - start), outcomes
 
 
+def bare(text: str) -> str:
+    """A gold without name, unit, degree, percent, dollar sign, separators, in one spelling; none of the grader."""
+    text = re.sub(r"^[A-Za-z]\s*=\s*", "", text)
+    text = re.sub(r"\^\{?\\circ\}?|\\?%|\\?\$|\\(?:text|mbox)\{[^{}]*\}|\\[dt](?=frac)|\\!|\s", "", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    return re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", text.replace("dfrac", "frac").replace("tfrac", "frac"))
+
+
 def unequal(first: str, second: str, style: Any) -> bool:
-    """Are two golds different answers, as far as numbers and spellings tell?"""
-    texts = [bare_gold(text, style) or "" for text in (first, second)]
-    read = leading_number if style == "gsm8k" else exact_number
-    numbers = [read(split_unit(text)[0]) for text in texts]
-    if numbers[0] and numbers[1]:
-        return numbers[0].value != numbers[1].value
-    return normalise(texts[0]) != normalise(texts[1])
+    """Are two golds different answers? Equal ones in spellings that `bare` does not know count as different."""
+    read = last_hash_line if style == "gsm8k" else last_box
+    return bare(read(first) or "") != bare(read(second) or "")
 
 
 def counts(halves: dict[str, list[Item]], found: dict[str, dict[str, list[str]]]) -> dict[str, Any]:
     """Own golds accepted, unequal golds rejected, and where the two graders disagree."""
     told: dict[str, Any] = {}
-    for who in ("ours", "math-verify"):
+    for who in WHO:
         own, other = found["own gold"][who], found["other gold"][who]
         apart = [
             o for o, (text, gold, style) in zip(other, halves["other gold"], strict=True) if unequal(text, gold, style)
@@ -115,12 +129,12 @@ def counts(halves: dict[str, list[Item]], found: dict[str, dict[str, list[str]]]
 
 def speed(grader: Grader, rows: list[str], style: str, options: argparse.Namespace) -> dict[str, Any]:
     halves = items_of(rows, style, options.items)
-    rates: dict[str, dict[str, list[float]]] = {half: {"ours": [], "math-verify": []} for half in halves}
+    rates: dict[str, dict[str, list[float]]] = {half: {who: [] for who in WHO} for half in halves}
     found: dict[str, dict[str, list[str]]] = {half: {} for half in halves}
     for _ in range(options.pairs):
         for half, items in halves.items():
-            for who in ("ours", "math-verify"):
-                rate, found[half][who] = timed(grader, items, alone=who == "math-verify")
+            for who in WHO:
+                rate, found[half][who] = timed(grader, items, who)
                 rates[half][who].append(rate)
     both = {
         who: [2 / (1 / a + 1 / b) for a, b in zip(*(rates[h][who] for h in halves), strict=True)]
@@ -164,17 +178,17 @@ def main() -> None:
     with Grader(workers=1) as grader:
         results: dict[str, Any] = {style: speed(grader, rows, style, options) for style, rows in loaded.items()}
         results["hanging"] = hanging(grader, loaded["math"], options.hang)
-    print(f"| items/s, median of {options.pairs} (range) | ours | math-verify alone | ratio of medians |")
-    print("| --- | --- | --- | --- |")
+    print(f"| items/s, median of {options.pairs} (range) | {' | '.join(WHO)} | ours over math-verify (whole) |")
+    print("| --- | --- | --- | --- | --- |")
     for style, result in ((style, results[style]) for style, _ in SETS):
         for half, columns in result["rates"].items():
-            ours, theirs = columns["ours"], columns["math-verify"]
-            shown = [f"{statistics.median(v):,.0f} ({min(v):,.0f} to {max(v):,.0f})" for v in (ours, theirs)]
-            ratio = statistics.median(ours) / statistics.median(theirs)
-            print(f"| {style}, {half} | {shown[0]} | {shown[1]} | {ratio:,.1f} |")
+            rates = [columns[who] for who in WHO]
+            shown = " | ".join(f"{statistics.median(v):,.0f} ({min(v):,.0f} to {max(v):,.0f})" for v in rates)
+            ratio, whole = (statistics.median(rates[0]) / statistics.median(theirs) for theirs in rates[1:])
+            print(f"| {style}, {half} | {shown} | {ratio:,.1f} ({whole:,.1f}) |")
     for style, result in ((style, results[style]) for style, _ in SETS):
         told = result["correctness"]
-        for who in ("ours", "math-verify"):
+        for who in WHO:
             print(f"{style}, {who}: " + "; ".join(f"{name} {value}" for name, value in told[who].items()))
         print(f"{style}: {len(told['disagreements'])} disagreements")
         for case in told["disagreements"][:10]:
@@ -182,7 +196,10 @@ def main() -> None:
     print("a batch of {items:,} in {without:.1f} s; with one item that hangs {with:.1f} s".format(**results["hanging"]))
     path = ROOT / "benchmarks" / "results" / "grading.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"provenance": provenance(), "results": results}, indent=1, ensure_ascii=False) + "\n")
+    made_with = provenance()
+    if "with changes" in made_with["commit"]:
+        print(f"warning: files differ from the commit: the results are of {made_with['commit']}", file=sys.stderr)
+    path.write_text(json.dumps({"provenance": made_with, "results": results}, indent=1, ensure_ascii=False) + "\n")
     print(path.relative_to(ROOT))
 
 

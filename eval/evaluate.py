@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pspo.config import EvalConfig, TrainConfig, load_yaml, program
+from pspo.config import EvalConfig, TrainConfig, compose, load_yaml, program
+from pspo.data import load_problems
 from pspo.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pspo.rollout import Sampler
+    from pspo.types import Problem
 
 
 def resolve(checkpoint: str) -> tuple[str, Path | None]:
@@ -30,8 +37,20 @@ def resolve(checkpoint: str) -> tuple[str, Path | None]:
     return checkpoint, None
 
 
+def config_of(run_dir: Path | None) -> TrainConfig | None:
+    """What the run was trained with."""
+    if run_dir is None or not (run_dir / "config.yaml").exists():
+        return None
+    return load_yaml(run_dir / "config.yaml", TrainConfig)
+
+
 def out_path(cfg: EvalConfig, temperature: float, checkpoint: str, run_dir: Path | None) -> Path:
-    """<run_dir>/eval/<benchmark>.jsonl for a run's last checkpoint; other protocols and checkpoints are in the name."""
+    """eval/<benchmark>.jsonl in the checkpoint's run, or in its own directory, or under evals/ for a hub id.
+
+    What is not usual is in the name: another checkpoint than the last, split, temperature, number of problems; and
+    eight digits for another protocol than the run's own (elsewhere: the benchmark's), which must not replace the record
+    that tables are made from.
+    """
     if cfg.out is not None:
         return Path(cfg.out)
     parts = [cfg.benchmark]
@@ -43,35 +62,58 @@ def out_path(cfg: EvalConfig, temperature: float, checkpoint: str, run_dir: Path
         parts.append(f"T{temperature:g}x{cfg.samples}")
     if cfg.limit is not None:
         parts.append(f"first-{cfg.limit}")
-    if run_dir is not None and (run_dir / "config.yaml").exists():
-        # Another protocol than the run's own must not replace the record that tables are made from.
-        run = load_yaml(run_dir / "config.yaml", TrainConfig)
-        if protocol_of(cfg) != protocol_of(run):
-            parts.append(hashlib.sha256(repr(protocol_of(cfg)).encode()).hexdigest()[:8])
+    run = config_of(run_dir)
+    usual = run if run is not None and run.data.name == cfg.benchmark else usual_for(cfg.benchmark)
+    if protocol_of(cfg, temperature) != protocol_of(usual, temperature):
+        parts.append(hashlib.sha256(repr(protocol_of(cfg, temperature)).encode()).hexdigest()[:8])
     home = run_dir or (
         Path(checkpoint) if Path(checkpoint).is_dir() else Path("evals") / re.sub(r"\W+", "-", checkpoint)
     )
     return home / "eval" / (".".join(parts) + ".jsonl")
 
 
-def protocol_of(cfg: EvalConfig | TrainConfig) -> tuple[object, ...]:
-    """What decides which problems are asked, how, and how long an answer may be."""
-    return cfg.data, cfg.prompt, cfg.eval.max_new_tokens, cfg.rollout.dtype
+@cache
+def usual_for(benchmark: str) -> EvalConfig:
+    """What the benchmark picks by itself."""
+    return compose("eval", EvalConfig, ["checkpoint=any", f"benchmark={benchmark}"])
+
+
+def protocol_of(cfg: EvalConfig | TrainConfig, temperature: float) -> tuple[object, ...]:
+    """What decides which problems are asked of which weights, how, and how long an answer may be."""
+    data = replace(cfg.data, path=None) if cfg.data.kind == "benchmark" else cfg.data  # the same rows, from elsewhere
+    asked = data, cfg.prompt, cfg.eval.max_new_tokens, cfg.rollout.dtype, cfg.rollout.engine
+    if not isinstance(cfg, EvalConfig):
+        return *asked, None, 0, 1.0
+    drawn = (cfg.seed, cfg.rollout.top_p) if temperature > 0 else (0, 1.0)
+    return *asked, cfg.revision, *drawn
+
+
+def problems_of(cfg: EvalConfig, run: TrainConfig | None) -> Sequence[Problem]:
+    """The problems asked. Validation problems are the run's own: those of another seed it may have been trained on."""
+    seed = cfg.seed
+    if cfg.split == "validation" and cfg.data.kind == "benchmark" and cfg.data.split_seed is None:
+        if run is None:
+            allowed = "data.split_seed=null is split by a run's seed, and this checkpoint has no run: give a number"
+            raise ConfigError("split", cfg.split, allowed)
+        seed = run.seed
+    return load_problems(cfg.data, cfg.split, seed)[: cfg.limit]
 
 
 def run(cfg: EvalConfig) -> None:
     """Heavy imports stand inside, so that a wrong setting is told before them."""
     checkpoint, run_dir = resolve(cfg.checkpoint)
+    problems = problems_of(cfg, config_of(run_dir))
+    paths = {temperature: out_path(cfg, temperature, checkpoint, run_dir) for temperature in cfg.temperatures}
 
-    from pspo.data import load_problems, load_report, load_tokenizer, make_prompter
-    from pspo.evaluation import EvalFile, Protocol, evaluate_to_file, identity
+    from pspo.data import load_report, load_tokenizer, make_prompter
+    from pspo.evalfile import EvalFile, evaluate_to_file, identity_of, weights_digest
+    from pspo.evaluation import Protocol
     from pspo.grading import Grader
     from pspo.models import local_checkpoint
-    from pspo.rollout import Decoding, Sampler, make_sampler
+    from pspo.rollout import Decoding, make_sampler
     from pspo.scores import lines, scores
     from pspo.startup import prepare
 
-    sampler: Sampler | None = None
     with Grader(cfg.grading.workers, cfg.grading.timeout) as grader:
         if cfg.prompt.style == "math":
             grader.start()  # before there is a CUDA context, and while the model is loaded
@@ -79,7 +121,6 @@ def run(cfg: EvalConfig) -> None:
         pinned = cfg.model.revision if checkpoint == cfg.model.path else None  # that of another model is not this one's
         directory = local_checkpoint(checkpoint, cfg.revision or pinned)
         prompter = make_prompter(cfg.prompt, cfg.data, load_tokenizer(directory))
-        problems = load_problems(cfg.data, cfg.split, cfg.seed)[: cfg.limit]
         about: dict[str, Any] = {
             "checkpoint": checkpoint,
             "benchmark": cfg.benchmark,
@@ -88,25 +129,31 @@ def run(cfg: EvalConfig) -> None:
             "data": (report := load_report(cfg.data, cfg.split)) and asdict(report),
             "prompt": {"name": cfg.prompt.name, "hash": prompter.hash, "example": prompter.text(problems[0].question)},
         }
-        for temperature in cfg.temperatures:
+        weights, chunk = weights_digest(Path(directory)), cfg.eval.chunk
+        engines: list[Sampler] = []
+
+        def sampler() -> Sampler:
+            """Made for the first temperature at which something is missing."""
+            if not engines:
+                longest = cfg.rollout.max_prompt_tokens + cfg.eval.max_new_tokens
+                tokenizer, ends = prompter.tokenizer, prompter.ends
+                engines.append(make_sampler(directory, cfg.rollout, tokenizer, cfg.device, longest, ends))
+            return engines[0]
+
+        for temperature, path in paths.items():
             samples = cfg.samples if temperature > 0 else 1
             decoding = Decoding(cfg.eval.max_new_tokens, temperature, cfg.rollout.top_p, samples)
-            protocol, chunk = Protocol(decoding, cfg.rollout.max_prompt_tokens, cfg.seed), cfg.eval.chunk
-            made_of = identity(Path(directory), cfg.rollout, cfg.device, prompter, problems, protocol, chunk)
-            file = EvalFile(out_path(cfg, temperature, checkpoint, run_dir), made_of, about)
-            if cfg.overwrite:
-                file.summary_path.unlink(missing_ok=True)
-            if (records := file.complete()) is None:
-                if sampler is None:
-                    longest = cfg.rollout.max_prompt_tokens + cfg.eval.max_new_tokens
-                    tokenizer, stop = prompter.tokenizer, prompter.stop
-                    sampler = make_sampler(directory, cfg.rollout, tokenizer, cfg.device, longest, stop)
-                records = evaluate_to_file(file, sampler, prompter, grader, problems, protocol, chunk)
+            protocol = Protocol(decoding, cfg.rollout.max_prompt_tokens, cfg.seed)
+            made_of = identity_of(weights, cfg.rollout, cfg.device, prompter, problems, protocol, chunk)
+            file = EvalFile(path, made_of, about)
+            records = evaluate_to_file(
+                file, sampler, prompter, grader, problems, protocol, chunk, overwrite=cfg.overwrite
+            )
             print(f"{cfg.benchmark} {cfg.split}, prompt {cfg.prompt.name}, T={temperature:g}:")
-            print(*lines(scores(records, protocol.greedy)), sep="\n")
-            print(file.path, flush=True)
-    if sampler is not None:
-        sampler.close()
+            print(*lines(scores(records, prompter.style, protocol.greedy)), sep="\n")
+            print(path, flush=True)
+        for engine in engines:
+            engine.close()
 
 
 main = program("eval", EvalConfig)(run)

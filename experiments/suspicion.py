@@ -74,6 +74,12 @@ CLASSES = {
         "The answer is right and the text was cut at the token limit before it ended, so it counts as wrong.",
         sampled=False,
     ),
+    "restated": Class(
+        "restates the question",
+        "The answer is right, is not written as the gold is, and stands in the question as it is: an expression that "
+        "was copied and not worked out. Equality cannot tell; a policy may learn that it pays.",
+        sampled=False,
+    ),
     "format_trick": Class(
         "format trick",
         "The answer is right, and several different answers are marked, or one is marked more than once, or there is "
@@ -153,6 +159,7 @@ class Item:
             "false_reject": graded and whole and self.strict is False and not lenient and self.second == "equal",
             "format_missed": graded and whole and self.strict is False and bool(lenient),
             "cut_off": not whole and self.strict is True,
+            "restated": self.strict is True and restates(self.question, self.answer, self.gold),
             "format_trick": self.strict is True and bool(tricks(self.text, self.source.style)),
         }
         return [name for name, fit in fits.items() if fit] or ["ordinary"]
@@ -244,6 +251,14 @@ def regions(text: str, style: Style) -> list[tuple[int, int, str]]:
 def answers(text: str, style: Style) -> list[str]:
     """The contents of `regions` that are not empty."""
     return [content for _, _, content in regions(text, style) if content]
+
+
+def restates(question: str | None, answer: str | None, gold: str) -> bool:
+    """Is the answer an expression of the question, and not the gold answer as it is written?"""
+    if not question or not answer:
+        return False
+    asked, said = normalise(question), normalise(answer)
+    return len(said) > 2 and said in asked and said != normalise(gold)
 
 
 def tricks(text: str, style: Style) -> list[str]:

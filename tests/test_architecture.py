@@ -8,7 +8,7 @@ import pytest
 
 # Lower rooms first: a module imports from its own line and those above it.
 LAYERS = [
-    {"errors", "seeds", "types", "metrics", "provenance", "intervals"},
+    {"errors", "seeds", "types", "metrics", "provenance", "intervals", "files"},
     {"config"},
     {"rundir"},
     {"surrogates", "advantages", "logprobs", "grading", "muon"},
@@ -16,6 +16,7 @@ LAYERS = [
     {"objective", "batching", "models"},
     {"learner", "rollout", "tracking"},
     {"evaluation"},
+    {"evalfile"},
     {"startup"},
     {"run", "sft"},
     {"train"},

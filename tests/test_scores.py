@@ -39,21 +39,24 @@ def test_ks(samples, expected):
 
 
 @pytest.mark.parametrize(
-    ("completions", "expected"),
+    ("completions", "expected", "style"),
     [
-        ([completion(), completion("4.0"), WRONG], 1.0),  # 4 and 4.0 are one answer
-        ([completion(), WRONG, WRONG], 0.0),
-        ([completion(), WRONG], 0.5),  # a tie
-        ([completion(), WRONG, completion("6", correct=False)], 1 / 3),
-        ([completion(), NONE, NONE, NONE], 1.0),  # no answer, no vote
-        ([completion(finished=False), WRONG], 0.0),  # nor one that was cut
-        ([NONE, NONE], 0.0),
-        ([completion(r"\frac{1}{2}"), completion("0.5"), completion("1", correct=False)], 1.0),
-        ([completion(r"\text{(B)}"), completion("B"), completion("A", correct=False)], 1.0),
+        ([completion(), completion("4.0"), WRONG], 1.0, "gsm8k"),  # 4 and 4.0 are one answer
+        ([completion(), WRONG, WRONG], 0.0, "gsm8k"),
+        ([completion(), WRONG], 0.5, "gsm8k"),  # a tie
+        ([completion(), WRONG, completion("6", correct=False)], 1 / 3, "gsm8k"),
+        ([completion(), NONE, NONE, NONE], 1.0, "gsm8k"),  # no answer, no vote
+        ([completion(finished=False), WRONG], 0.0, "gsm8k"),  # nor one that was cut
+        ([NONE, NONE], 0.0, "gsm8k"),
+        ([completion(r"\frac{1}{2}"), completion("0.5"), completion("1", correct=False)], 1.0, "math"),
+        ([completion(r"\text{(B)}"), completion("B"), completion("A", correct=False)], 1.0, "math"),
+        ([completion("x=4"), completion(r"4\text{ cm}"), completion("4"), WRONG, WRONG], 1.0, "math"),
+        ([completion("1,2"), completion("2,1"), completion(r"\{1, 2\}"), WRONG, WRONG], 1.0, "math"),
+        ([completion("(1,2)"), completion("(2,1)", correct=False), WRONG], 1 / 3, "math"),
     ],
 )
-def test_majority(completions, expected):
-    assert majority_right(completions) == pytest.approx(expected)
+def test_majority(completions, expected, style):
+    assert majority_right(completions, style) == pytest.approx(expected)
 
 
 def test_greedy_scores_by_hand():
@@ -64,7 +67,7 @@ def test_greedy_scores_by_hand():
         record(cut, level="2", subject="Algebra"),
         record(NONE | {"lenient": True}, level="2", subject="Algebra"),
     ]
-    found = scores(records)
+    found = scores(records, "gsm8k")
     assert (found["problems"], found["samples"], found["accuracy"]) == (4, 1, 0.25)
     assert found["interval"] == list(wilson(1, 4)) and found["interval_method"] == "Wilson"
     assert found["lenient_accuracy"] == 0.75  # of `cut` the record itself says that it does not count
@@ -79,22 +82,22 @@ def test_greedy_scores_by_hand():
 
 def test_scores_of_several_samples():
     records = [record(completion(), WRONG), record(WRONG, WRONG), record(completion(), completion())]
-    found = scores(records, greedy=False)
+    found = scores(records, "gsm8k", greedy=False)
     assert found["accuracy"] == 0.5 and found["pass_at"] == {"1": 0.5, "2": pytest.approx(2 / 3)}
     assert found["majority"] == 0.5
     low, high = found["interval"]
     assert found["interval_method"] == "bootstrap over problems" and 0 <= low < 0.5 < high <= 1
     assert found["by_level"] == found["by_subject"] == {}
-    assert found == scores(records, greedy=False)  # its draws are seeded
+    assert found == scores(records, "gsm8k", greedy=False)  # its draws are seeded
     assert "pass@2 66.7%" in "\n".join(lines(found))
 
 
 def test_outcomes_that_are_not_answers_are_told():
-    found = scores([record(completion("x", correct=False, status="timeout")), record(completion())])
+    found = scores([record(completion("x", correct=False, status="timeout")), record(completion())], "gsm8k")
     assert "not graded: 1 timeout" in lines(found)
 
 
 def test_the_bootstrap_over_problems_has_its_textbook_width():
     records = [record(completion(), WRONG) if i % 2 else record(completion(), completion()) for i in range(400)]
-    low, high = scores(records, greedy=False)["interval"]
+    low, high = scores(records, "gsm8k", greedy=False)["interval"]
     assert high - low == pytest.approx(2 * 1.96 * 0.25 / math.sqrt(400), rel=0.1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pspo.config import TrainConfig, compose
-from pspo.data import eos_ids, load_tokenizer
+from pspo.data import Ends, eos_ids, load_tokenizer
 from pspo.data.tokenizer import build_tokenizer
 from pspo.models import build, save_policy
 from pspo.rollout import Decoding, make_sampler, sample
@@ -34,7 +34,7 @@ def test_a_stop_string_ends_a_completion(checkpoint, name):
     tokenizer, settings = load_tokenizer(checkpoint), compose("train", TrainConfig, [f"rollout={name}"]).rollout
 
     def draw(stop):
-        engine = make_sampler(checkpoint, settings, tokenizer, "cpu", 96, stop)
+        engine = make_sampler(checkpoint, settings, tokenizer, "cpu", 96, Ends(eos_ids(tokenizer), stop))
         try:
             return [c for row in sample(engine, PROMPTS, (1, 2, 3), Decoding(24, n=8)) for c in row]
         finally:

@@ -1,37 +1,25 @@
 """Accuracy of a policy on a list of problems, one record a problem; used while training and by eval/evaluate.py.
 
-    evaluate            the records, here and now
-    evaluate_to_file    the same in chunks, each saved when it is done, so that an interrupted evaluation goes on
-
-Imports: rollout, grading, data. No torch of its own.
+As a file that an interruption does not harm: `evalfile`. Imports: rollout, grading, data. No torch of its own.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import math
-import os
-import shutil
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import pspo.grading
-from pspo.config import schema
 from pspo.data import Prompter
-from pspo.errors import ConfigError, NonFiniteError, PspoError
-from pspo.grading import Grade, Grader
-from pspo.provenance import provenance, versions
+from pspo.errors import ConfigError, NonFiniteError
+from pspo.grading import Grade, Grader, Style
 from pspo.rollout import Decoding, Sampler
-from pspo.scores import Record, scores
+from pspo.scores import Record
 from pspo.seeds import derive
 from pspo.types import Completion, Problem
+
+FIRST = ("correct", "status", "tokens")  # of the first completion, at the record's top level
 
 
 @dataclass(frozen=True)
@@ -79,7 +67,10 @@ def prompts_of(problems: Iterable[Problem], prompter: Prompter, longest: int) ->
 def _record(
     problem: Problem, prompt_hash: str, completions: Sequence[Completion], grades: Future[list[Grade]]
 ) -> Record:
-    written = [_completion(c, grade) for c, grade in zip(completions, grades.result(), strict=True)]
+    written = [
+        _written(c.text, grade, len(c.token_ids), c.finished)
+        for c, grade in zip(completions, grades.result(), strict=True)
+    ]
     return {
         "id": problem.id,
         "level": problem.level,
@@ -87,17 +78,17 @@ def _record(
         "prompt_hash": prompt_hash,
         "question": problem.question,
         "gold": problem.gold,
-        **{key: written[0][key] for key in ("correct", "status", "tokens")},
+        **{key: written[0][key] for key in FIRST},
         "completions": written,
     }
 
 
-def _completion(completion: Completion, grade: Grade) -> dict[str, Any]:
+def _written(text: str, grade: Grade, tokens: int, finished: bool) -> dict[str, Any]:
     # An answer in a text that never ended is not counted: with a longer limit the policy might have gone on.
     fields = asdict(grade) | {"right_if_finished": grade.correct}
-    if not completion.finished:
+    if not finished:
         fields |= {"correct": False, "lenient": False}
-    return {"text": completion.text, **fields, "tokens": len(completion.token_ids), "finished": completion.finished}
+    return {"text": text, **fields, "tokens": tokens, "finished": finished}
 
 
 def stop_if_not_finite(completions: Iterable[Completion]) -> None:
@@ -108,148 +99,12 @@ def stop_if_not_finite(completions: Iterable[Completion]) -> None:
             raise NonFiniteError("the policy's log-probs are not finite: it has diverged, or its weights are damaged")
 
 
-# --- an evaluation as a file -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class EvalFile:
-    """<name>.jsonl with one record a problem, and <name>.summary.json beside it, written after it.
-
-    identity   all that decides the records. Where the files of the same identity are there, nothing is done again;
-               a part of them that an interrupted evaluation left is taken over
-    about      what a reader wants to know besides: written into the summary
-    """
-
-    path: Path
-    identity: dict[str, Any]
-    about: dict[str, Any]
-
-    @property
-    def summary_path(self) -> Path:
-        return self.path.with_suffix(".summary.json")
-
-    @property
-    def parts(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.parts")
-
-    def complete(self) -> list[Record] | None:
-        """The records, where they are all there, unchanged, and of this identity."""
-        try:
-            summary = json.loads(self.summary_path.read_text(encoding="utf-8"))
-            whole = self.path.read_bytes()
-        except (OSError, json.JSONDecodeError):
-            return None
-        if (summary.get("identity"), summary.get("sha256")) != (self.identity, hashlib.sha256(whole).hexdigest()):
-            return None
-        return [json.loads(line) for line in whole.decode().split("\n") if line]
-
-    def write(self, records: Sequence[Record], greedy: bool) -> None:
-        write_records(self.path, records)
-        summary = {
-            **self.about,
-            "scores": scores(records, greedy),
-            "identity": self.identity,
-            "sha256": hashlib.sha256(self.path.read_bytes()).hexdigest(),
-            "provenance": provenance(),
-        }
-        write_whole(self.summary_path, json.dumps(summary, indent=1) + "\n")
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """The folder of finished chunks, for one process at a time; chunks of another identity are thrown away."""
-        self.parts.mkdir(parents=True, exist_ok=True)
-        with open(self.parts / ".lock", "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise PspoError(f"another process is writing {self.path}; wait for it, or end it") from None
-            written = self.parts / "identity.json"
-            if not written.exists() or written.read_text(encoding="utf-8") != json.dumps(self.identity):
-                for part in self.parts.glob("[0-9]*.jsonl"):
-                    part.unlink()
-                write_whole(written, json.dumps(self.identity))
-            yield
-
-
-def evaluate_to_file(
-    file: EvalFile,
-    sampler: Sampler,
-    prompter: Prompter,
-    grader: Grader,
-    problems: Sequence[Problem],
-    protocol: Protocol,
-    chunk: int,
-) -> list[Record]:
-    """The records of `evaluate`, on disk; `chunk` problems at a time, each saved when it is done.
-
-    Interrupted and started again, it samples what is missing and ends with the same file: a chunk's records depend on
-    nothing that was sampled before it.
-    """
-    if (records := file.complete()) is not None:
-        return records
-    with file.held():
-        records = []
-        for start in range(0, len(problems), chunk):
-            part, some = file.parts / f"{start:07d}.jsonl", problems[start : start + chunk]
-            if not part.exists():
-                sampler.forget()
-                write_records(part, evaluate(sampler, prompter, grader, some, protocol))
-            records += [json.loads(line) for line in part.read_text(encoding="utf-8").split("\n") if line]
-            if len(problems) > chunk:
-                print(f"{file.path.name}: {len(records)} of {len(problems)} problems", file=sys.stderr, flush=True)
-        file.write(records, protocol.greedy)
-        shutil.rmtree(file.parts)
-    return records
-
-
-def identity(
-    checkpoint: Path,
-    rollout: schema.Rollout,
-    device: str,
-    prompter: Prompter,
-    problems: Sequence[Problem],
-    protocol: Protocol,
-    chunk: int,
-) -> dict[str, Any]:
-    """All that decides the records of an evaluation: weights, engine, prompts, problems, decoding, grader, versions."""
-    asked = [(problem.id, problem.question, problem.gold) for problem in problems]
-    graders = sorted(Path(pspo.grading.__file__).parent.glob("*.py"))
-    return {
-        "checkpoint": digest(sorted([*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.json")])),
-        "prompt": prompter.hash,
-        "style": prompter.style,
-        "problems": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
-        "protocol": asdict(protocol),
-        "engine": {"name": rollout.engine, "dtype": rollout.dtype, "device": device},
-        "chunk": chunk,
-        "grading": digest(graders),
-        "packages": versions(),
-    }
-
-
-def digest(files: Iterable[Path]) -> str:
-    """Sixteen hex digits of the files' names and contents."""
-    whole = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return whole.hexdigest()[:16]
-
-
-def write_records(path: Path, records: Sequence[Record]) -> None:
-    """Writes the file whole: complete or as it was."""
-    write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file complete or leaves it as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(aside, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+def graded_again(records: Sequence[Record], grader: Grader, style: Style) -> list[Record]:
+    """The same completions with the grades of today's grader."""
+    items = [(c["text"], record["gold"], style) for record in records for c in record["completions"]]
+    grades = iter(grader.grade(items))
+    again = []
+    for record in records:
+        written = [_written(c["text"], next(grades), c["tokens"], c["finished"]) for c in record["completions"]]
+        again.append({**record, **{key: written[0][key] for key in FIRST}, "completions": written})
+    return again

@@ -28,16 +28,9 @@ from pspo.advantages import has_signal
 from pspo.config import TrainConfig, run_dir_of
 from pspo.data import load_tokenizer, make_prompter
 from pspo.errors import MismatchError, NonFiniteError
-from pspo.evaluation import (
-    EvalFile,
-    Protocol,
-    evaluate,
-    evaluate_to_file,
-    identity,
-    prompts_of,
-    stop_if_not_finite,
-    write_whole,
-)
+from pspo.evalfile import EvalFile, evaluate_to_file, identity_of, weights_digest
+from pspo.evaluation import Protocol, evaluate, prompts_of, stop_if_not_finite
+from pspo.files import write_whole
 from pspo.grading import STATUSES, Grade, Grader
 from pspo.learner import Learner, learning_rate
 from pspo.models import load_policy, read_weights, save_policy
@@ -90,7 +83,7 @@ class Run:
         if reports := data_reports(cfg):
             write_whole(self.dir / "data.json", json.dumps(reports, indent=1) + "\n")
         longest = cfg.rollout.max_prompt_tokens + max(cfg.rollout.max_new_tokens, cfg.eval.max_new_tokens)
-        self.sampler = make_sampler(checkpoint, cfg.rollout, self.tokenizer, cfg.device, longest, self.prompter.stop)
+        self.sampler = make_sampler(checkpoint, cfg.rollout, self.tokenizer, cfg.device, longest, self.prompter.ends)
         stack.callback(self.sampler.close)
         # Weights in fp32 whatever the dtype of the computation: a step of 5e-7 is lost in a bf16 weight.
         model = load_policy(checkpoint, dtype="float32", attention=cfg.model.attention, device=cfg.device)
@@ -245,7 +238,8 @@ class Run:
         due = every > 0 and (step % every == 0 or step == self.cfg.steps)
         if due:
             with self.clock("eval"):
-                found = scores(evaluate(self.sampler, self.prompter, self.grader, self.data.validation, self.protocol))
+                records = evaluate(self.sampler, self.prompter, self.grader, self.data.validation, self.protocol)
+            found = scores(records, self.prompter.style)
             self.validated[step] = found["accuracy"]
             self.metrics |= {
                 "eval/validation_accuracy": found["accuracy"],
@@ -307,11 +301,13 @@ class Run:
     def _test(self, step: int, which: str) -> dict[str, Any]:
         """Scores of the sampler's policy, which is that of `step`, on the test part; written to the run's eval/."""
         cfg, chunk, problems = self.cfg, self.cfg.eval.chunk, self.data.test
-        checkpoint = self._step_dir(step)
-        made_of = identity(checkpoint, cfg.rollout, cfg.device, self.prompter, problems, self.protocol, chunk)
+        checkpoint, protocol = self._step_dir(step), self.protocol
+        weights = weights_digest(checkpoint)
+        made_of = identity_of(weights, cfg.rollout, cfg.device, self.prompter, problems, protocol, chunk)
         about = {"checkpoint": str(checkpoint), "benchmark": cfg.data.name, "split": "test"}
         file = EvalFile(self.dir / "eval" / f"{cfg.data.name}{which}.jsonl", made_of, about)
-        return scores(evaluate_to_file(file, self.sampler, self.prompter, self.grader, problems, self.protocol, chunk))
+        records = evaluate_to_file(file, lambda: self.sampler, self.prompter, self.grader, problems, protocol, chunk)
+        return scores(records, self.prompter.style)
 
     def _checkpoint(self, step: int) -> None:
         """Saves the policy and lets go of all earlier ones but the best."""

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pspo.grading import STATUSES
-from pspo.grading.normalise import normalise
-from pspo.grading.numbers import exact_number
+from pspo.grading import STATUSES, Style, answer_key
 from pspo.intervals import bootstrap, wilson
 
 Record = dict[str, Any]
 
 
-def scores(records: Sequence[Record], greedy: bool = True) -> dict[str, Any]:
+def scores(records: Sequence[Record], style: Style, greedy: bool = True) -> dict[str, Any]:
     """Everything that is reported of an evaluation, as one JSON object. Shares and accuracies are in [0, 1].
 
+    style     in which they were graded: it decides which answers are one in a vote
     greedy    drawn at T=0: the interval is Wilson's, over problems; else a bootstrap over problems of their means
     """
     drawn = [completion for record in records for completion in record["completions"]]
@@ -32,7 +31,7 @@ def scores(records: Sequence[Record], greedy: bool = True) -> dict[str, Any]:
         **accuracy(records, greedy),
         "lenient_accuracy": mean(c["lenient"] for c in drawn),
         "pass_at": {str(k): mean(pass_at_k(samples, right(record), k) for record in records) for k in ks(samples)},
-        "majority": mean(majority_right(record["completions"]) for record in records),
+        "majority": mean(majority_right(record["completions"], style) for record in records),
         "status": {status: sum(c["status"] == status for c in drawn) for status in STATUSES},
         "truncated_share": mean(not c["finished"] for c in drawn),
         "truncated_right_share": mean(c["right_if_finished"] and not c["finished"] for c in drawn),
@@ -83,26 +82,19 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return 1 - math.comb(samples - right, k) / math.comb(samples, k)
 
 
-def majority_right(completions: Sequence[dict[str, Any]]) -> float:
-    """Is the most frequent answer right? Among equally frequent ones each has its chance: 0.5 for one of two.
+def majority_right(completions: Sequence[dict[str, Any]], style: Style) -> float:
+    """Is the most frequent answer right? Of equally frequent ones each counts by its share: 0.5 for one of two.
 
-    Completions without an answer, or cut at the token limit, have no vote.
+    Completions without an answer, or cut at the token limit, have no vote. Answers that are written differently and
+    graded differently may fall together ("40%" and "40"): then their share of right ones counts.
     """
-    votes = Counter(key for c in completions if (key := voted(c)) is not None)
-    if not votes:
-        return 0.0
-    most = max(votes.values())
-    winners = [key for key, count in votes.items() if count == most]
-    correct = {voted(c) for c in completions if c["correct"]}
-    return mean(winner in correct for winner in winners)
-
-
-def voted(completion: dict[str, Any]) -> str | None:
-    """A spelling shared by equal answers: of the number, or else of the normalised text. None: no vote."""
-    if completion["answer"] is None or not completion["finished"]:
-        return None
-    number = exact_number(completion["answer"])
-    return str(number.value) if number else normalise(completion["answer"])
+    votes: dict[str, list[bool]] = defaultdict(list)
+    for c in completions:
+        if c["answer"] is not None and c["finished"]:
+            votes[answer_key(c["answer"], style)].append(c["correct"])
+    most = max(map(len, votes.values()), default=0)
+    winners = [mean(graded) for graded in votes.values() if len(graded) == most]
+    return mean(winners) if winners else 0.0
 
 
 def lengths(drawn: Sequence[dict[str, Any]]) -> dict[str, float | None]:

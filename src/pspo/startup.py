@@ -54,8 +54,9 @@ class Parts:
 def load_parts(cfg: TrainConfig, prompter: Prompter) -> Parts:
     """The problems of a run in a fixed order.
 
-    Training and validation problems with too long a prompt are left out and counted. Of the test part none is left out:
-    raises ConfigError where one does not fit, now rather than at the run's end.
+    Training and validation problems that the prompt demonstrates are left out, and those with too long a prompt, which
+    are counted. Of the test part none is left out: raises ConfigError where one does not fit, now rather than at the
+    run's end.
     """
     load, ends, longest = partial(load_problems, cfg.data, seed=cfg.seed), cfg.eval, cfg.rollout.max_prompt_tokens
     test = load("test")[: ends.test_problems] if ends.at_end else ()
@@ -63,7 +64,11 @@ def load_parts(cfg: TrainConfig, prompter: Prompter) -> Parts:
     if isinstance(cfg.data, schema.WordProblems):
         return parts  # made on demand, and short
     prompts_of(test, prompter, longest)
-    train, validation = (fitting(getattr(parts, part), prompter, longest, part) for part in ("train", "validation"))
+    shown = {shot.question for shot in prompter.shots}
+    train, validation = (
+        fitting([problem for problem in problems if problem.question not in shown], prompter, longest, part)
+        for part, problems in (("train", parts.train), ("validation", parts.validation))
+    )
     return Parts(train, validation, test)
 
 

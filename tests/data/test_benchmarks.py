@@ -412,6 +412,35 @@ print(json.dumps({"problems": problems, "report": asdict(load_report(cfg, "test"
 """
 
 
+def test_what_stands_twice_or_hides_is_told(tmp_path) -> None:
+    write(tmp_path, gsm8k_rows(3), "test")
+    (tmp_path / "test.jsonl").open("a").write('{"question": "q", "answer": "#### 1", "answer": "#### 2"}\n')
+    with pytest.raises(PspoError, match=r"test\.jsonl:4: .*a field stands in it twice"):
+        load_problems(benchmark("gsm8k", tmp_path), "test", 0)
+    (tmp_path / "test.jsonl").write_text(json.dumps({f"a\n\x1b[31m{i}": 1 for i in range(5000)}) + "\n")
+    with pytest.raises(PspoError, match=r"the row has .*, \.\.\.") as error:
+        load_problems(benchmark("gsm8k", tmp_path), "test", 0)
+    assert "\n" not in str(error.value) and "\x1b" not in str(error.value) and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "~nobody-of-that-name/x"])
+def test_a_path_that_cannot_be_looked_into_is_told(path) -> None:
+    with pytest.raises(PspoError, match=r"data\.path=.*: cannot be looked into: ") as error:
+        load_problems(replace(benchmark("gsm8k", "x"), path=path), "test", 0)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_a_parquet_time_beyond_python_s_is_told(tmp_path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    times = pyarrow.array([2**62], pyarrow.timestamp("us"))
+    columns = {"question": ["q"], "answer": ["#### 1"], "when": times}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "test.parquet")
+    with pytest.raises(PspoError, match=r"test\.parquet: not a Parquet file that can be read"):
+        load_problems(benchmark("gsm8k", tmp_path), "test", 0)
+
+
 @pytest.mark.slow
 def test_the_hub_gives_the_same_problems_as_its_files(tmp_path):
     """`datasets` loads a directory as it loads a hub id. In another process, because its cache is set on import."""

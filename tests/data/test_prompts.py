@@ -7,7 +7,7 @@ import pytest
 from pspo.config import SftConfig, TrainConfig, compose
 from pspo.config.compose import CONF
 from pspo.config.schema import Prompt, Shot
-from pspo.data import Prompter, make_prompter
+from pspo.data import Ends, Prompter, make_prompter
 from pspo.data.tokenizer import build_tokenizer
 from pspo.errors import ConfigError, PspoError
 
@@ -56,6 +56,19 @@ def test_a_chat_opens_the_turn_of_the_assistant(chat, tokenizer) -> None:
     assert alone == "<|im_start|>user\nQ: 1+1!<|im_end|>\n<|im_start|>assistant\n"
     shown = Prompter(replace(chat, system=None, shots=SHOTS[:1]), tokenizer).text("1+1")
     assert shown == "<|im_start|>user\nQ: 2+2?!<|im_end|>\n<|im_start|>assistant\nIt is 4.<|im_end|>\n" + alone
+
+
+def test_a_chat_ends_where_its_template_ends_a_turn(plain, chat, tokenizer) -> None:
+    eos = (tokenizer.eos_token_id,)
+    assert Prompter(plain, tokenizer).ends == Ends(eos, ())
+    assert Prompter(replace(plain, stop=("Q:",)), tokenizer).ends == Ends(eos, ("Q:",))
+    assert tokenizer.eos_token == "<|im_end|>" and Prompter(chat, tokenizer).ends == Ends(eos)
+    other = replace(chat, chat_template=CHATML.replace("<|im_end|>", "<end_of_turn>"), stop=("Q:",))
+    assert Prompter(other, tokenizer).ends == Ends(eos, ("Q:", "<end_of_turn>"))  # no token of this tokenizer
+    by_token = replace(chat, chat_template=CHATML.replace("<|im_end|>", tokenizer.pad_token))
+    assert Prompter(by_token, tokenizer).ends == Ends((*eos, tokenizer.pad_token_id))
+    without = replace(chat, chat_template="{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    assert Prompter(without, tokenizer).ends == Ends(eos)
 
 
 def test_the_tokenizer_s_own_chat_template_is_used_where_the_prompt_has_none(chat, tokenizer, monkeypatch) -> None:

@@ -23,7 +23,7 @@ from pspo.config import StudyConfig
 from pspo.errors import PspoError
 from pspo.grading import Grader, Style
 from studies import Cell, load_study
-from suspicion import CLASSES, PERCENT, regions
+from suspicion import CLASSES, PERCENT, regions, restates
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = load_study("smoke")
@@ -436,3 +436,18 @@ def test_the_program_needs_no_torch(grader: Grader, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "audit.html")
     assert "false-accept suspect: 1 of 4, shown 1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "gold", "expected"),
+    [
+        (r"What is $\cos 60^\circ$?", r"\cos 60^\circ", r"\frac{1}{2}", True),
+        (r"Factor $30x^3 - 8x^2$.", "30x^3-8x^2", "2x^2(15x-4)", True),
+        (r"What is $\cos 60^\circ$?", r"\frac12", r"\frac{1}{2}", False),
+        ("Which of 48 and 24 is larger?", "48", "48", False),
+        (None, "48", "24", False),
+        ("How many?", None, "24", False),
+    ],
+)
+def test_what_restates_the_question(question: str | None, answer: str | None, gold: str, expected: bool) -> None:
+    assert restates(question, answer, gold) is expected

@@ -5,7 +5,7 @@ The cases are data (`cases/README.md` says what a line holds); each is a test of
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +64,21 @@ def test_labelled(case: dict[str, Any], grader: Grader) -> None:
     assert agrees(outcome, case["expect"]), (case, outcome)
 
 
+def check_cheap(case: dict[str, Any], graded: Callable[[], Grade]) -> None:
+    """The label holds, and so do the bounds: of CPU time here, and a generous one of time on the wall."""
+    cpu, wall = time.process_time(), time.monotonic()
+    outcome = graded()
+    assert time.process_time() - cpu < min(case["seconds"], 0.5), (case["id"], outcome.status)
+    assert time.monotonic() - wall < 30 + case["seconds"], (case["id"], outcome.status)
+    assert agrees(outcome, case["expect"]), (case["id"], outcome)
+
+
 @pytest.mark.parametrize("case", HOSTILE, ids=names(HOSTILE))
 def test_hostile(case: dict[str, Any], grader: Grader) -> None:
-    start = time.monotonic()
-    (outcome,) = grader.grade([item(case)])
-    seconds = time.monotonic() - start
-    assert agrees(outcome, case["expect"]), (case["id"], outcome)
-    assert seconds < case["seconds"], (case["id"], outcome.status)
+    check_cheap(case, lambda: grader.grade([item(case)])[0])
 
 
 @pytest.mark.parametrize("case", HOSTILE[::4], ids=names(HOSTILE[::4]))
 def test_hostile_in_process(case: dict[str, Any]) -> None:
     grade(r"\boxed{(x+1)^2}", "x^2+2x+1", "math")  # the worker is up
-    start = time.monotonic()
-    outcome = grade(*item(case))
-    seconds = time.monotonic() - start
-    assert agrees(outcome, case["expect"]), (case["id"], outcome)
-    assert seconds < case["seconds"], (case["id"], outcome.status)
+    check_cheap(case, lambda: grade(*item(case)))

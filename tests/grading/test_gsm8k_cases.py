@@ -61,7 +61,8 @@ CASES = [
     ("#### 18 dollars", "18", R, True),
     ("#### 18 dollars.", "18", R, True),
     ("#### 18.", "18", R, True),
-    ("#### 18!", "18", R, True),
+    ("#### 18!", "18", N, True),  # a factorial, for all one can see
+    ("#### 18 apples!", "18", R, True),
     ("#### 18km", "18", R, True),
     ("#### 18 km/h", "18", R, True),
     ("#### 18 apples in 3 boxes", "18", R, True),
@@ -117,8 +118,74 @@ CASES = [
     ("#### 2**3", "2", N, False),
     ("#### 9**9**9**9", "9", N, True),
     ("#### 5 ft 6 in", "5", N, False),
-    ("#### 10\u00b2", "102", W, False),
+    ("#### 10\u00b2", "102", N, False),
+    ("#### 10\u00b2", "10", N, True),
     ("#### Step 3", "3", N, True),
+    *(
+        (f"#### 5{rest}", "5", N, True)
+        for rest in (
+            "M",
+            " dozen",
+            " hundredths",
+            "\u03c0",
+            "x",
+            " + x",
+            " and a half",
+            " minus one",
+            " or six",
+            " to six",
+            " is wrong, six is right",
+            "!",
+            "\u00b2",
+            "...",
+            " maybe",
+        )
+    ),
+    *(
+        (f"#### 5{rest}", "5", N, False)
+        for rest in (
+            " \u2192 6",
+            " ... 6",
+            " [6]",
+            " {6}",
+            " (6)",
+            "'6\"",
+            " apples; 6 apples",
+            " apples / 6 apples",
+        )
+    ),
+    ("#### 5\u221a2", "5", N, False),
+    ("#### 5\\sqrt{2}", "5", N, False),
+    ("#### 5k", "5", W, False),
+    ("#### 70k", "70", W, False),
+    ("#### 70k", "70000", R, True),
+    ("#### 9 * 2 = 19", "19", N, True),
+    # more than the number, and no doubt about it
+    *(
+        (f"#### 18 {rest}", "18", R, True)
+        for rest in (
+            "times",
+            "quarters",
+            "more apples",
+            "seconds",
+            "dollars a day",
+            "(his test score)",
+            "I think",
+            "in one week",
+        )
+    ),
+    ("#### Step 3: 18", "18", R, True),
+    ("#### 18 total (not 19)", "18", R, True),
+    ("#### 18 of 20", "18", R, True),
+    ("####: 18", "18", R, True),
+    ("#### 9 * 2 = 18", "18", R, True),
+    ("#### $9 x 2 = $18", "18", R, True),
+    ("#### 18</s>", "18", R, True),
+    ("#### 18<|im_end|>", "18", R, True),
+    ("#### $18 for three hours", "18", R, True),
+    # a heading is not the answer; the number below it is only for the lenient reading
+    ("#### Final Answer\n18", "18", N, True),
+    ("#### Answer\n\n18", "18", N, True),
     ("#### forty-two", "42", N, False),
     ("#### ?", "42", N, False),
     # no #### at all: the lenient reading alone

@@ -55,7 +55,44 @@ SYMBOLIC = [
     (r"\sin^2(x)+\cos^2(x)", "1", True), (r"\log_2 8", "3", True), (r"\binom{5}{2}", "10", True), 
 ]  # fmt: skip
 
-CASES = [*NUMBERS, *PERCENT, *STRINGS, *SYMBOLIC]
+CANCELLING = [
+    (r"\frac12-\frac13-\frac16", "0", True), (r"\sqrt3\cdot\sqrt3-3", "0", True),
+    (r"3363-2378\sqrt2", r"(\sqrt2-1)^{10}", True), (r"(\sqrt2-1)^{10}", r"3363-2378\sqrt2", True),
+    (r"19601-13860\sqrt2", r"(3+2\sqrt2)^{-6}", True), (r"3363-2379\sqrt2", r"(\sqrt2-1)^{10}", False),
+]  # fmt: skip
+
+LETTERS = [
+    (r"3+4\mathrm{i}", "7", False), (r"7\mathrm{i}", "7", False), (r"\frac12\mathrm{i}", r"\frac12", False),
+    (r"2\mathrm{e}", "2", False), (r"2\text{x}", "2", False), (r"x\text{y}", "x", False),
+    (r"3+4\mathrm{i}", "3+4i", True), (r"2\mathrm{e}", "2e", True), (r"5\text{ g}", "5", True),
+    ("HTH", "HTH", True), ("HHT", "HTH", False), ("ACT", "CAT", False),
+    *((rf"5\text{{ {words}}}", "5", False) for words in (
+        "k", "dozen", "squared", "factorial", "tenths", "plus one", "maybe six", "bananas minus one apple", "pi",
+    )),
+]  # fmt: skip
+
+FORMS = [
+    (r"\frac{1+\sqrt5}{2},\frac{1-\sqrt5}{2}", r"\frac{1\pm\sqrt5}{2}", True),
+    (r"x=\frac{1\pm\sqrt5}{2}", r"\frac{1+\sqrt5}{2},\frac{1-\sqrt5}{2}", True),
+    (r"\frac{1+\sqrt5}{2}", r"\frac{1\pm\sqrt5}{2}", False), (r"\{\pm1\}", r"\{1,-1\}", True),
+    (r"\sin 30^\circ", r"\sin 30", False), (r"\sin 30", r"\sin 30^\circ", False), (r"\sin 30°", r"\sin 30^\circ", True),
+    (r"5\approx 6", "5", False), (r"5\approx 6", "6", False), (r"\sqrt2\approx 1.414", r"\sqrt2", True),
+    (r"x<2 \text{ or } x>3", r"(-\infty,2)\cup(3,\infty)", True),
+    (r"x\le 2 \text{ or } x>3", r"(-\infty,2)\cup(3,\infty)", False),
+    (r"x<2 \text{ and } x>3", r"(-\infty,2)\cup(3,\infty)", False),
+    (r"\textbf{(E) } 5", r"\text{(E)}", True), (r"\textbf{(D) } 5", r"\text{(E)}", False), (r"\text{A) }5", "A", True),
+    (r"\text{The answer is }5", "5", True), (r"\text{The answer is }6", "5", False),
+    (r"10\frac{\text{km}}{\text{h}}", "10", True), (r"10\frac{\text{km}}{\text{h}}", r"10\text{ m/s}", False),
+    (r"\varnothing", r"\emptyset", True), (r"1010_{\text{two}}", "1010_2", True),
+    (r"1010_{\text{three}}", "1010_2", False),
+    (r"33.\overline{3}\%", r"\frac13", True), (r"33.\overline{4}\%", r"\frac13", False), ("x_1=x_2=2", "2", True),
+    ("x_1=3=2", "2", False), (r"\text{an ellipse}", r"\text{ellipse}", True),
+    (r"\text{not an ellipse}", r"\text{ellipse}", False),
+    (r"\langle 1,2\rangle", "(1,2)", True), (r"\begin{pmatrix}1\\2\end{pmatrix}", "(1,2)", True),
+    (r"\begin{pmatrix}2\\1\end{pmatrix}", "(1,2)", False),
+]  # fmt: skip
+
+CASES = [*NUMBERS, *PERCENT, *STRINGS, *SYMBOLIC, *CANCELLING, *LETTERS, *FORMS]
 
 
 @pytest.mark.parametrize(("answer", "gold", "equal"), CASES)

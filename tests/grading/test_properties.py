@@ -1,16 +1,18 @@
 """What holds for every text: nothing raises, nothing empty is right, and hostile text costs next to nothing."""
 
+import gc
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pspo.grading import STATUSES, Grade, Grader, grade
-from pspo.grading.grade import settle
+from pspo.grading.grade import Style, settle
 
 anything = st.text(st.characters(exclude_categories=()), max_size=60)  # lone surrogates and controls included
 fragments = (
@@ -136,17 +138,91 @@ HOSTILE = [
 @pytest.mark.parametrize("wrap", ["#### {}", "\\boxed{{{}}}", "{}"])
 def test_hostile_text_is_cheap(text: str, wrap: str) -> None:
     completion = wrap.format(text)
-    start = time.perf_counter()
+    start = time.process_time()
     results = [
         grade(completion, "42", "gsm8k"),
         grade("#### 42", completion, "gsm8k"),
         grade(f"#### 1\n{completion[:900]}", "42", "gsm8k"),
     ]
     outcomes = [settle(completion, "42", "math"), settle(completion[:900] + "}" * 80, "x+1", "math")]
-    seconds = time.perf_counter() - start
-    assert seconds < 0.5  # a few milliseconds on an idle core
+    seconds = time.process_time() - start
+    assert seconds < 0.5  # of CPU; a few milliseconds each
     assert not any(result.correct for result in results[1:])
     assert all(not outcome.correct for outcome in outcomes if isinstance(outcome, Grade))
+
+
+# Behind each of these a pattern may begin that what repeats below never ends.
+BEGINNINGS = [
+    "",
+    "5",
+    "#### ",
+    "#### 5 ",
+    "The answer is ",
+    "The answer",
+    "5 or",
+    r"5\text{ cm}",
+    r"\text{",
+    "x=",
+    r"\frac{1}",
+]
+BEGINNINGS += [r"\sqrt", r"\pm ", "5^", "x_", "(1,", r"\$", r"\sin 3", "5 apples for ", r"5\approx ", "5 random"]
+REPEATED = [
+    "\n",
+    " ",
+    "\t",
+    "~",
+    r"\,",
+    r"\ ",
+    "{",
+    "}",
+    "(",
+    "a",
+    "a ",
+    "1",
+    "1 ",
+    "1,",
+    "1/",
+    "-",
+    "*",
+    "=",
+    ".",
+    r"\text{a}",
+]
+REPEATED += [r"\text{ }", r"\text{or}", "or ", "and ", "answer ", "#", "$", r"\$", "^", "_{", "x=", "x<1 or ", r"\pm1,"]
+REPEATED += ["\\", r"\!", "\u00b2", "\u00bd", "for 3 ", "percent ", r"\approx 1", "twenty-", "<a>", r"\mathrm{i}", ":"]
+SIZE = 10_000
+
+
+def cpu_seconds(completion: str, gold: str) -> float:
+    for module in [m for name, m in sys.modules.items() if name.startswith("pspo.grading")]:
+        for member in vars(module).values():
+            if hasattr(member, "cache_clear"):
+                member.cache_clear()
+    gc.disable()  # a collection of what other tests left would be counted
+    try:
+        start = time.process_time()
+        for style in get_args(Style):
+            settle(completion, gold, style)
+        return time.process_time() - start
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("beginning", BEGINNINGS)
+def test_time_grows_no_faster_than_the_text(beginning: str) -> None:
+    for token in REPEATED:
+        texts = [beginning + token * (size // len(token)) + "6" for size in (950, SIZE, 2 * SIZE)]
+        for place, items in (
+            ("box", [(f"\\boxed{{{text[-990:]}}}", "5") for text in texts[:1]]),
+            ("long box", [(f"\\boxed{{{text}}}", "5") for text in texts]),
+            ("line", [(f"#### {text}", "5") for text in texts]),
+            ("neither", [(text, "5") for text in texts]),
+            ("gold", [(r"\boxed{x+1} #### 6", text) for text in texts]),
+        ):
+            seconds = [cpu_seconds(*item) for item in items]
+            assert seconds[0] < 0.15, (token, place)
+            if len(seconds) > 1:
+                assert seconds[2] < 3 * seconds[1] + 0.05, (token, place, seconds)
 
 
 def test_an_answer_too_long_to_compare_is_an_error() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from pspo.grading import Grade
 from pspo.grading.grade import settle
-from pspo.grading.shapes import cannot_equal
+from pspo.grading.shapes import cannot_equal, expand_signs
 from pspo.grading.units import read_unit, split_unit
 from pspo.grading.values import value, values_differ
 
@@ -119,4 +119,48 @@ def test_what_math_verify_would_accept_is_refused_without_it(gold: str, answer: 
     ],
 )
 def test_what_may_be_equal_is_not_refused_by_its_form(gold: str, answer: str) -> None:
-    assert not cannot_equal(gold, answer)
+    assert cannot_equal(gold, answer) is None
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "reason"),
+    [
+        ("even", "neve", "other words"), ("HTH", "HHT", "other letters"), ("CAT", "ACT", "other letters"),
+        ("x", "x'", "a mark on one side"), ("12", "12_3", "a base"), ("x^2", "y^2", "another value"),
+        (r"\{1,2\}", "(1,2)", "other brackets or parts"), ("5", "5x", "a variable on one side"),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_why(gold: str, answer: str, reason: str) -> None:
+    assert cannot_equal(gold, answer) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "expanded"),
+    [
+        (r"\pm 2", "+ 2,- 2"), (r"\frac{1\pm\sqrt5}{2}", r"\frac{1+\sqrt5}{2},\frac{1-\sqrt5}{2}"), ("1,2", "1,2"),
+        (r"\left\{\pm1,3\right\}", r"\{+1,-1,3\}"), (r"(\pm1,2)", "(+1,2),(-1,2)"),
+        (r"1\pm2\pm3", "1+2+3,1+2-3,1-2+3,1-2-3"), (r"1\pm2\pm3\pm4", r"1\pm2\pm3\pm4"), (r"1\pm2\mp3", r"1\pm2\mp3"),
+    ],
+)  # fmt: skip
+def test_both_signs_are_written_out(text: str, expanded: str) -> None:
+    assert expand_signs(text) == expanded
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("0", r"\frac12-\frac13-\frac16"), ("0", r"\sqrt3\cdot\sqrt3-3"),
+        (r"(\sqrt2-1)^{10}", r"3363-2378\sqrt2"), (r"(3+2\sqrt2)^{-6}", r"19601-13860\sqrt2"),
+        ("2", r"\frac{2\cdot(3363-2378\sqrt2)}{(\sqrt2-1)^{10}}"),
+    ],
+)  # fmt: skip
+def test_terms_that_cancel_prove_no_difference(gold: str, answer: str) -> None:
+    assert not values_differ(gold, answer) and not values_differ(answer, gold)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["k", "dozen", "squared", "factorial", "tenths", "plus one", "maybe six", "bananas minus one apple", "pi", "or so"],
+)
+def test_words_that_change_a_number_are_no_unit(words: str) -> None:
+    assert split_unit(rf"5\text{{ {words}}}") == (rf"5\text{{ {words}}}", None)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from pspo.config import schema
 from pspo.data import benchmarks
 from pspo.data.benchmarks import DataReport, load_benchmark, report_benchmark
-from pspo.data.prompts import Prompter
+from pspo.data.prompts import Ends, Prompter
 from pspo.data.tokenizer import eos_ids, load_tokenizer
 from pspo.data.wordproblems import WordProblemSequence, demonstration, train_example
 from pspo.errors import PspoError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DataReport",
+    "Ends",
     "Prompter",
     "demonstrations",
     "eos_ids",

@@ -275,7 +275,8 @@ def _text(row: dict[str, Any], name: str, place: str, setting: str) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return str(value)
     if name not in row:
-        found = f"the row has {', '.join(row) or 'no fields'}"
+        names = ", ".join(key if key.isidentifier() else repr(key[:40]) for key in [*row][:10])
+        found = f"the row has {names or 'no fields'}{', ...' if len(row) > 10 else ''}"
     elif isinstance(value, str):
         found = "it holds half a surrogate pair"
     elif isinstance(value, float):

@@ -6,13 +6,26 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pspo.config.schema import Prompt, Shot
+from pspo.data.tokenizer import eos_ids
 from pspo.errors import PspoError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+ANSWER = "(the answer)"  # stands for one where only what follows it is of interest
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What ends a completion: token ids, and strings in its text."""
+
+    ids: tuple[int, ...]
+    strings: tuple[str, ...] = ()
 
 
 class Prompter:
@@ -23,7 +36,7 @@ class Prompter:
 
     def __init__(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, shots: Sequence[Shot] = ()) -> None:
         self.prompt, self.tokenizer, self.shots = prompt, tokenizer, prompt.shots or tuple(shots)
-        self.style, self.stop = prompt.style, prompt.stop
+        self.style = prompt.style
         if len(self.shots) < prompt.train_shots:
             raise PspoError(f"prompt.train_shots={prompt.train_shots}: {len(self.shots)} demonstrations were given")
         if prompt.chat and not (prompt.chat_template or tokenizer.chat_template):
@@ -48,17 +61,36 @@ class Prompter:
         messages = [] if self.prompt.system is None else [{"role": "system", "content": self.prompt.system}]
         for text, shot in zip(asked, self.shots, strict=True):
             messages += [{"role": "user", "content": text}, {"role": "assistant", "content": shot.answer}]
-        messages.append({"role": "user", "content": self._ask(question)})
-        return self.tokenizer.apply_chat_template(
-            messages, chat_template=self.prompt.chat_template, add_generation_prompt=True, tokenize=False
-        )
+        return self._chat([*messages, {"role": "user", "content": self._ask(question)}], add_generation_prompt=True)
+
+    @functools.cached_property
+    def ends(self) -> Ends:
+        """What ends a completion: the tokenizer's EOS, the prompt's stop strings, and in a chat what the template
+        writes after an answer, which another model's tokenizer may not know as a token."""
+        ids, strings = eos_ids(self.tokenizer), self.prompt.stop
+        if not self.prompt.chat:
+            return Ends(ids, strings)
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+        after = self._chat(turns, add_generation_prompt=False).rpartition(ANSWER)[2].split()
+        if not after:
+            return Ends(ids, strings)
+        known = self.tokenizer.get_vocab().get(after[0])
+        return Ends(ids, (*strings, after[0])) if known is None else Ends((*ids, *({known} - {*ids})), strings)
 
     @functools.cached_property
     def hash(self) -> str:
         """Twelve hex digits of all that a policy is shown beside the question, chat template included, and of the stop
         strings. The prompt's name and grading style are no part of it."""
-        made_of = [self.text("{question}"), list(self.stop)]
+        made_of = [self.text("{question}"), list(self.prompt.stop)]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
+
+    def _chat(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        return self.tokenizer.apply_chat_template(
+            messages,
+            chat_template=self.prompt.chat_template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+        )
 
     def _ask(self, question: str) -> str:
         # Not str.format: a question or template may hold other braces, as LaTeX does.

@@ -68,9 +68,14 @@ def split_name(cfg: Benchmark, part: Part) -> str:
 def local_file(cfg: Benchmark, part: Part) -> Path:
     """The one file of `part` in the directory data.path; PspoError where there is none, or more than one."""
     names = " or ".join(split_name(cfg, part) + ending for ending in FORMATS)
-    if not Path(cfg.path or "").expanduser().is_dir():
+    try:
+        there = Path(cfg.path or "").expanduser().is_dir()
+        found = _local_files(cfg, part)
+    except (OSError, RuntimeError) as error:  # a name that is too long, no permission; no such user's home
+        shown = cfg.path if len(cfg.path or "") < 200 else f"{(cfg.path or '')[:200]}..."
+        raise PspoError(f"data.path={shown}: cannot be looked into: {first_line(error)[:200]}") from error
+    if not there:
         raise PspoError(f"data.path={cfg.path}: no such directory; it should have {names}")
-    found = _local_files(cfg, part)
     if not found:
         raise PspoError(f"data.path={cfg.path}: there is no {names} in it")
     if len(found) > 1:
@@ -100,7 +105,7 @@ def _json_rows(file: Path, content: bytes) -> Iterator[tuple[str, Row]]:
 
 def _object(line: str, place: str) -> Row:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=_no_key_twice)
     except json.JSONDecodeError as error:
         raise PspoError(f"{place}: not a JSON object: {error.msg} at character {error.pos + 1}") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets thousands deep
@@ -110,17 +115,28 @@ def _object(line: str, place: str) -> Row:
     return row
 
 
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a field stands in it twice")
+    return row
+
+
 def _parquet_rows(file: Path, content: bytes) -> Iterator[tuple[str, Row]]:
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
     number = 0
     try:
-        for batch in parquet.ParquetFile(io.BytesIO(content)).iter_batches(batch_size=1024):
+        table = parquet.ParquetFile(io.BytesIO(content))
+        if len(set(table.schema_arrow.names)) < len(table.schema_arrow.names):
+            raise ValueError("a column stands in it twice")
+        for batch in table.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{file} row {number}", row
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # OSError: a damaged page; ValueError: not UTF-8
+    # OSError: a damaged page; ValueError: not UTF-8; OverflowError: a time that Python cannot hold
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         where = f"{file}: after row {number}" if number else f"{file}"
         raise PspoError(f"{where}: not a Parquet file that can be read: {first_line(error)}") from error
 

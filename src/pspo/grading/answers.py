@@ -5,6 +5,8 @@ Always the last one: the first would accept "#### 42, wait, #### 41".
 
 import re
 
+from pspo.grading.numbers import after_answer
+
 _BOX = re.compile(r"\\f?boxed(?![A-Za-z])\s*")
 _BARE_BOX = re.compile(r"[^\s$\\{}]+")
 
@@ -40,12 +42,7 @@ def last_box(text: str) -> str | None:
     return ""
 
 
-_LENIENT = re.compile(r"answer(?:\s+is)?\s*[:=]?\s*([^\n]{1,200})", re.IGNORECASE)
-
-
-def lenient_expression(text: str, tail: int = 20_000) -> str | None:
-    """The rest of the line after the last "the answer is", without its full stop and dollar signs; None without one."""
-    found = None
-    for match in _LENIENT.finditer(text[-tail:]):
-        found = match[1]
-    return found.strip(" .*$") if found else None
+def lenient_expression(text: str) -> str | None:
+    """What stands after the last "the answer is", without its full stop and dollar signs; None without one."""
+    found = after_answer(text)
+    return found[0].strip(" .*$") if found else None

@@ -4,17 +4,27 @@
 goes to math-verify, in a worker that can be killed.
 """
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
 
 from pspo.grading import symbolic
 from pspo.grading.answers import last_box, last_hash_line, lenient_expression
-from pspo.grading.normalise import claims, in_latex, is_relation, normalise, without_base, without_name
+from pspo.grading.normalise import (
+    claims,
+    column_as_point,
+    in_latex,
+    is_relation,
+    normalise,
+    union_of_bounds,
+    without_base,
+    without_name,
+)
 from pspo.grading.numbers import Number, exact_number, leading_number, lenient_number
-from pspo.grading.shapes import cannot_equal
+from pspo.grading.shapes import cannot_equal, expand_signs, shape
 from pspo.grading.units import Unit, split_unit
-from pspo.grading.values import values_differ
+from pspo.grading.values import value, values_differ
 
 Style = Literal["gsm8k", "math"]
 Status = Literal["ok", "no_answer", "timeout", "gold_unreadable", "error"]
@@ -30,7 +40,8 @@ class Grade:
     correct  right under the strict reading, the one that the prompt asks for
     answer   what was read as the answer; None without one
     status   "ok": compared. "no_answer": nothing readable where the answer belongs. "timeout", "error": the comparison
-             failed, which says nothing about the answer. "gold_unreadable": the gold answer is at fault
+             failed, which says nothing about the answer. "gold_unreadable": the gold is empty, or nothing but an equal
+             string can be compared with it, and this answer is not that
     lenient  right when an answer without its `####` or box is also looked for; implied by `correct`. A second, lenient
              accuracy, never to be mixed into the first
     """
@@ -77,6 +88,42 @@ def bare_gold(gold: str, style: Style) -> str | None:
     raise _unknown(style)
 
 
+def answer_key(answer: str, style: Style) -> str:
+    r"""A spelling that answers share if they are equal, for majority votes: "1/2" for `\frac12`, `0.5` and `x = 0.50`.
+
+    answer   what `Grade.answer` holds: the number's digits, or the content of the box
+
+    Best effort: equal answers that only computer algebra tells equal have different keys, and so have 40 and 40%,
+    because 40% may also be 0.4 (in math style; in gsm8k style the percent sign is nothing). Units are dropped. No
+    text raises; what is not readable is its own key.
+    """
+    if style == "gsm8k":
+        number = leading_number(answer)
+        return str(number.value) if number else " ".join(answer.split())
+    if style != "math":
+        raise _unknown(style)
+    if len(answer) > MAX_EXPRESSION:
+        return answer
+    whole = expand_signs(in_latex(answer))
+    sides = claims("", whole)
+    text = split_unit(sides[-1])[0]
+    number = exact_number(text)
+    if number is not None:
+        return f"{number.value}{'%' if number.percent else ''}"
+    bracket, parts = shape(normalise(text))
+    if len(parts) < 2:
+        return normalise(text) or " ".join(answer.split())
+    keys = [_part_key(part) for part in parts]
+    if bracket in ("", "{"):
+        return ",".join(sorted(keys))
+    return normalise(text)[0] + ",".join(keys) + normalise(text)[-1]
+
+
+def _part_key(part: str) -> str:
+    number = exact_number(without_name(part))
+    return str(number.value) if number else part
+
+
 def _unknown(style: str) -> ValueError:
     return ValueError(f"grading style {style!r} is unknown; it must be one of {', '.join(get_args(Style))}")
 
@@ -100,9 +147,9 @@ def _settle_math(completion: str, gold: str) -> Grade | Undecided:
     gold_box = last_box(gold)
     target = (gold if gold_box is None else gold_box).strip()
     answer = last_box(completion) or None
-    if answer and not in_latex(answer).strip():
+    if answer and len(answer) <= MAX_EXPRESSION and not in_latex(answer):
         answer = None
-    if not target or not normalise(target) or len(target) > MAX_EXPRESSION:
+    if not target or len(target) > MAX_EXPRESSION or not normalise(target):  # length before any regular expression
         return Grade(False, answer, "gold_unreadable")
     if answer is None:
         return Grade(False, None, "no_answer", lenient=_lenient_math(completion, target))
@@ -116,9 +163,15 @@ def _settle_math(completion: str, gold: str) -> Grade | Undecided:
 
 def _compare(gold: str, answer: str) -> bool | tuple[str, tuple[str, ...]]:
     """Equal as numbers, as strings, or impossible by form? Else the gold and the claims for math-verify."""
-    gold, answer = in_latex(gold), in_latex(answer)
+    if "\\cup" in gold or "\u222a" in gold:
+        answer = union_of_bounds(answer)
+    gold, answer = expand_signs(in_latex(gold)), expand_signs(in_latex(answer))
     if gold == answer:
         return True
+    if (letter := _chosen(gold, answer)) is not None:
+        return letter == normalise(gold)
+    if ("\\begin" in gold) != ("\\begin" in answer):
+        gold, answer = column_as_point(gold), column_as_point(answer)
     target, unit = split_unit(without_name(gold))
     sides = [split_unit(claim) for claim in claims(gold, answer)]
     factors = [_factor(unit, other) for _, other in sides]
@@ -139,6 +192,17 @@ def _compare(gold: str, answer: str) -> bool | tuple[str, tuple[str, ...]]:
     if any(cannot_equal(target, text) for text in texts):
         return False
     return target, tuple(_scaled(text, f) for text, f in zip(texts, factors, strict=True) if f)
+
+
+_CHOICE = re.compile(r"\(?([A-E])\)(.+)")
+
+
+def _chosen(gold: str, answer: str) -> str | None:
+    r"""The letter of a choice that is written with its value, as `\text{(E) } 5`, where the gold is such a letter."""
+    if ")" not in answer or normalise(gold) not in tuple("ABCDE"):
+        return None
+    match = _CHOICE.fullmatch(normalise(answer))
+    return match[1] if match and value(match[2]) is not None else None
 
 
 def _factor(gold: Unit | None, answer: Unit | None) -> Fraction | None:
@@ -174,7 +238,7 @@ def _same_string(gold: str, answer: str) -> bool:
 def _lenient_math(completion: str, gold: str) -> bool:
     """Does the text say the gold without a box? Judged as number or string only: not worth a worker's time."""
     stated = lenient_expression(completion)
-    if stated and _compare(gold, stated) is True:
+    if stated and len(stated) <= MAX_EXPRESSION and _compare(gold, stated) is True:
         return True
     target, guess = exact_number(split_unit(without_name(gold))[0]), lenient_number(completion)
     return target is not None and guess is not None and target.value == guess.value

@@ -7,16 +7,20 @@ a person reads as the same answer (`\text{(B)}`, `B`) to one string; it never ch
 import functools
 import re
 import unicodedata
+from collections.abc import Callable
 from fractions import Fraction
 
 from pspo.grading.numbers import to_ascii
+from pspo.grading.units import TRIGONOMETRIC, split_unit
+from pspo.grading.values import value
+from pspo.grading.words import UNIT_LETTERS
 
 _RULES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\\(?:left|right|[bB]ig[lr]?)(?![A-Za-z])", ""),
     (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     (r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|rm|bf)\s*\{([^{}]*)\}", r"\1"),
     (r"(?<!\\)\\(?:displaystyle(?![A-Za-z])|limits(?![A-Za-z])|!|[()\[\]])", ""),  # not the second half of "\\ "
-    (r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~", " "),
+    (r"(?:(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~|\s)+", " "),
     (r"(?<!\\)\$", ""),
     (r"\\\$", ""),
     (r"\{,\}", ","),
@@ -24,7 +28,8 @@ _RULES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
     (r"\\frac\s*(\{[^{}]*\})\s*(\d)", r"\\frac\1{\2}"),
     (r"\\sqrt\s*([A-Za-z0-9])", r"\\sqrt{\1}"),
-    (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])|°", ""),
+    (r"\^\s*\{?\s*\\circ\s*\}?|\\degree(?![A-Za-z])", "°"),
+    (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
     (r"([_^])\s*\{([A-Za-z0-9])\}", r"\1\2"),
     (r"\\leq(?![A-Za-z])|≤", r"\\le"),
     (r"\\geq(?![A-Za-z])|≥", r"\\ge"),
@@ -40,6 +45,9 @@ _RULES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\+\\infty", r"\\infty"),
 ]]  # fmt: skip
 
+_NUMERALS = ("two", "three", "four", "five", "six", "seven", "eight", "nine")
+_BASES = {name: str(number) for number, name in enumerate(_NUMERALS, 2)} | {"ten": "{10}", "twelve": "{12}"}
+_BASE_WORD = re.compile(rf"_\{{({'|'.join(_BASES)})\}}")
 _CHOICE = re.compile(r"\(([A-Za-z])\)")
 
 
@@ -50,6 +58,10 @@ def normalise(latex: str) -> str:
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = text.removesuffix(".")
+    if not TRIGONOMETRIC.search(text):  # where a degree is not the same as a radian
+        text = text.replace("°", "")
+    if "_{" in text:
+        text = _BASE_WORD.sub(lambda m: f"_{_BASES[m[1]]}", text)
     if choice := _CHOICE.fullmatch(text):
         text = choice[1]
     return text.casefold() if text.isalpha() and len(text) > 1 else text
@@ -77,30 +89,76 @@ _UNICODE = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"√\s*(\d+|[A-Za-z])", lambda m: rf"\sqrt{{{m[1]}}}"),
     ("π", lambda _: r"\pi "), ("∞", lambda _: r"\infty "), ("\u222a", lambda _: r"\cup "), ("∩", lambda _: r"\cap "),
     ("∅", lambda _: r"\emptyset "), ("\u00d7", lambda _: r"\times "), ("·|⋅", lambda _: r"\cdot "),
-    ("±", lambda _: r"\pm "),
+    ("±", lambda _: r"\pm "), ("≈", lambda _: r"\approx "),
     ("≤", lambda _: r"\le "), ("≥", lambda _: r"\ge "), ("≠", lambda _: r"\ne "), ("∈", lambda _: r"\in "),
     ("\u211d", lambda _: r"\mathbb{R}"), ("°", lambda _: r"^\circ "), ("…", lambda _: r"\ldots "),
 ]]  # fmt: skip
 
 
-_ALL_REALS = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{\s*all real(?:s| numbers)\s*\}")
-_INVISIBLE = re.compile(r"\\[hv]?phantom\s*\{[^{}]*\}")
+_MANY_BLANKS = re.compile(r"(?:(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~|\s){2,}")
+_TEXT = r"\\(?:text|textrm|textit|mathrm|mathit|mbox|rm)\s*"
+_Replacement = str | Callable[[re.Match[str]], str]
+_WORD_RULES: list[tuple[str, _Replacement]] = [
+    (r"\\[hv]?phantom\s*\{[^{}]*\}", ""),
+    (_TEXT + r"\{\s*all real(?:s| numbers)\s*\}", r"(-\\infty,\\infty)"),
+    (r"^" + _TEXT + r"\{\s*(?:[Tt]he )?(?:final )?[Aa]nswer(?: is)?\s*:?\s*\}", ""),
+    (r"(" + _TEXT + r"\{) ?(?:an?|[Aa]n|[Tt]he) (?!or )", r"\1"),  # an ellipse
+    (r"\\[dt]?frac\s*\{ ?" + _TEXT + r"\{([^{}\d]*)\} ?\}\s*\{ ?" + _TEXT + r"\{([^{}\d]*)\} ?\}", r"\\text{\1/\2}"),
+    (rf"{_TEXT}\{{ ?([A-Za-z]) ?\}}", lambda m: m[0] if m[1] in UNIT_LETTERS else f" {m[1]}"),  # \mathrm{i} is no unit
+    (r"\\langle(?![A-Za-z])", "("), (r"\\rangle(?![A-Za-z])", ")"),
+]  # fmt: skip
+_WORDS = [(re.compile(pattern), replacement) for pattern, replacement in _WORD_RULES]
 _CONNECTED = re.compile(
-    r"\s*,?\s*(?:\\(?:text|textrm|mathrm|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![\\A-Za-z])(?:and|or)(?![A-Za-z]))\s*"
+    r" ?,? ?(?:\\(?:text|textrm|mathrm|mbox) ?\{ ?,? ?(?:and|or) ?\}|(?<![\\A-Za-z])(?:and|or)(?![A-Za-z])) ?"
 )
 
 
 def in_latex(text: str) -> str:
-    r"""`text` with LaTeX commands for mathematical characters ("x^{2}" for "x²"), and "2\text{ and }3" as "2,3"."""
-    if "phantom" in text:
-        text = _INVISIBLE.sub("", text)
-    if "all real" in text:
-        text = _ALL_REALS.sub(r"(-\\infty,\\infty)", text)
+    r"""`text` with LaTeX commands for mathematical characters ("x^{2}" for "x²"), and "2\text{ and }3" as "2,3".
+
+    Runs of blanks come out as one, letters in \text as letters, and words that say nothing are dropped.
+    """
+    text = " ".join(text.split())
+    if "\\" in text or "~" in text:
+        text = _MANY_BLANKS.sub(" ", text)
+        for pattern, replacement in _WORDS:
+            text = pattern.sub(replacement, text)
     if not text.isascii():
         text = to_ascii(text)
         for pattern, replacement in _UNICODE:
             text = pattern.sub(replacement, text)
-    return _CONNECTED.sub(",", text) if "and" in text or "or" in text else text
+    return (_CONNECTED.sub(",", text) if "and" in text or "or" in text else text).strip()
+
+
+_OR = re.compile(r" ?(?:\\(?:text|textrm|mathrm|mbox) ?\{ ?or ?\}|\\lor(?![A-Za-z])|(?<![\\A-Za-z])or(?![A-Za-z])) ?")
+_BOUND = re.compile(r"[A-Za-z] ?(<|>|\\[lg]eq?(?![A-Za-z])) ?([^<>=]+)")
+
+
+def union_of_bounds(text: str) -> str:
+    r"""`x<2 \text{ or } x\ge 3` as `(-\infty,2)\cup[3,\infty)`; any other text unchanged."""
+    text = " ".join(text.split())
+    bounds = [_BOUND.fullmatch(part.strip()) for part in _OR.split(text)]
+    if len(bounds) < 2 or None in bounds:
+        return text
+    return r"\cup".join(_interval(match[1], match[2].strip()) for match in bounds if match)
+
+
+def _interval(sign: str, bound: str) -> str:
+    closed = sign not in "<>"
+    if sign in ("<", r"\le", r"\leq"):
+        return rf"(-\infty,{bound}{']' if closed else ')'}"
+    return rf"{'[' if closed else '('}{bound},\infty)"
+
+
+_COLUMN = re.compile(r"\\begin\{[pb]matrix\}([^&]*)\\end\{[pb]matrix\}")
+
+
+def column_as_point(text: str) -> str:
+    r"""A matrix of one column as the point that it is; any other text unchanged."""
+    column = _COLUMN.fullmatch(text.strip())
+    if column is None or "\\\\" not in column[1] or "matrix" in column[1]:
+        return text
+    return f"({','.join(part.strip() for part in column[1].split(chr(92) * 2))})"
 
 
 _EQUALS = re.compile(r"(?<![\\<>!:=])=(?!=)")
@@ -111,8 +169,13 @@ _MEMBER = re.compile(r"\s*[A-Za-z]\s*\\in(?![A-Za-z])\s*")
 
 
 def is_relation(gold: str) -> bool:
-    """Is it an equation, inequality or membership, and not only a named value ("x = 5")?"""
+    """Is it an equation, inequality or membership? "x = 5" is one too."""
     return _RELATION.search(gold) is not None
+
+
+_APPROX = re.compile(r"(?<=\S) ?\\approx(?![A-Za-z]) ?")
+_VARIABLE = re.compile(r"[A-Za-z](?:_(?:[A-Za-z0-9]|\{[A-Za-z0-9]+\}))?")
+ROUNDED = 0.01  # relative: how far from its value what follows an \approx may be
 
 
 def claims(gold: str, answer: str) -> list[str]:
@@ -125,12 +188,23 @@ def claims(gold: str, answer: str) -> list[str]:
     for prefix in (_MEMBER, _POINT_NAME):
         if match := prefix.match(answer):
             return [answer[match.end() :].strip()]
+    exact, *rounded = _APPROX.split(answer)
+    if rounded:
+        answer = exact if all(_rounds(text, exact) for text in rounded) else "=".join([exact, *rounded])
     if "=" not in answer or any(mark in answer for mark in ",;&"):
         return [answer]
     parts = [part.strip() for part in _EQUALS.split(answer)]
     if len(parts) > 1 and _NAME.fullmatch(parts[0]):
         parts = parts[1:]
+    while len(parts) > 1 and _VARIABLE.fullmatch(parts[0]):  # x_1 = x_2 = 2
+        parts = parts[1:]
     return parts if all(parts) else [answer]
+
+
+def _rounds(text: str, exact: str) -> bool:
+    """Is `text` a rounded value of (the last side of) `exact`?"""
+    rounded, whole = value(split_unit(text)[0]), value(split_unit(exact.rpartition("=")[2])[0])
+    return rounded is not None and whole is not None and abs(rounded - whole) <= ROUNDED * abs(whole)
 
 
 def without_name(gold: str) -> str:

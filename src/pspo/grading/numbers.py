@@ -15,7 +15,11 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-MAX_CHARS = 200  # a longer line is cut here
+from pspo.grading.values import value, values_differ
+from pspo.grading.words import NUMBER_WORD, changes_nothing
+
+MAX_LINE = 200  # characters; a longer line is cut here
+MAX_CHARS = 200  # a longer text is not one number
 MAX_DIGITS = 100  # a longer number is not read
 MAX_EXPONENT = 100  # in 1e100 and 10^{100}
 CANDIDATES = 50  # the lenient reading tries no more than this many, from the end
@@ -69,24 +73,44 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _PERCENT = re.compile(r"\s*(?:%|percent\b)", re.IGNORECASE)
-_MAGNITUDE = re.compile(r"\s*(hundred|thousand|million|billion|trillion)\b", re.IGNORECASE)
-_MAGNITUDES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_MAGNITUDE = re.compile(r"\s*(hundred|thousand|million|billion|trillion)\b|(k)\b", re.IGNORECASE)
+_MAGNITUDES = {"k": 10**3, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 
 _MARKUP = "*_`~ \t"
-_LABEL = re.compile(r"(?:[A-Za-z][A-Za-z '\u2019()]{0,80}?(?::|=|\bis\b|\bare\b))?[*_`~ \t]*[=\u2248]?[*_`~ \t]*")
-# What makes the number before it something else: more of an expression, a clock time, a second part, another answer.
-_CONTINUES = re.compile(
-    r"""\s*(?: [,;:.]\ ?[-+$]?\d | [-+*/\u00d7\u00f7\u00b7=^<>|&_]+\s*[-+$({\\.]*\s*\d | x\s*\d
-      | [A-Za-z]+\.?,?\s+(?:and\s+)?[$]?\d | \\+\s*\d | [eE][-+]?\d | \u00b1 | [*_`]+\s+[*_`]+\s*\d )
-    | \s+[-+]?[$]?\d
-    | .*\b(?:or|wait|actually|rather|not|no)\b.*\d""",
-    re.VERBOSE | re.IGNORECASE,
+_LABEL = re.compile(
+    r"(?:(?:Step|Part|Question|Problem|Exercise) \d{1,3}:\s"
+    r"|[A-Za-z][A-Za-z '\u2019()]{0,80}?(?::|=|\bis\b|\bare\b))?[*_`~ \t]*[=:\u2248]?[*_`~ \t]*",
+    re.IGNORECASE,
 )
+# What may follow a number: words that change nothing, and these. No letter, digit or operator is among them.
+_HARMLESS = ".,;:?!'\"\u2019\u201c\u201d\u3002*_`~$€£¥₹%°()[]{}/-|&"
+_COUNT = r"\d[\d,]*(?:\.\d+)?(?![\w.]*\d)"
+_REMOVED = [(re.compile(pattern, re.IGNORECASE), replacement) for pattern, replacement in [
+    (r"</?[a-z][a-z_]{0,20}>|<\|[a-z_]{1,30}\|>", " "),  # </s>, <|im_end|>
+    (r"(?<=[a-z]) ?(?:\^ ?\{? ?[23] ?\}?|[\u00b2\u00b3])", " "),  # cm^2
+    (r"\^ ?\{? ?\\circ ?\}?|\\degree(?![a-z])", " "),
+    (r"\b[ap]\. ?m\b", " "),
+    # "18 of the 20", "$18 for 3 people", "18, not 19"
+    (rf"\b(?:half )?(?:of|in|per|each|every|for|not) (?:the |all )?[$€£]?(?:{_COUNT}|{NUMBER_WORD}\b)", " "),
+]]  # fmt: skip
+_ATTACHED = re.compile(r"!|\.\.|\(\s*[-+$]?\d")  # a factorial, a number that goes on, a factor
+
+
+def _changes_number(rest: str) -> bool:
+    """Does what follows a number make it something else: a term, a range, a clock time, one of several answers?"""
+    if _ATTACHED.match(rest):
+        return True
+    for pattern, replacement in _REMOVED:
+        rest = pattern.sub(replacement, rest)
+    return not changes_nothing(rest.rstrip("\\ "), _HARMLESS)
 
 
 def to_ascii(text: str) -> str:
-    """Typographic digits, dashes and spaces as their ASCII counterparts; zero-width characters removed."""
-    return text.translate(_ASCII)
+    """Typographic digits, dashes and spaces as their ASCII counterparts; zero-width characters removed.
+
+    White space comes out as single blanks, so that no regular expression meets a long run of it.
+    """
+    return " ".join((text if text.isascii() else text.translate(_ASCII)).split())
 
 
 _SYMBOLS = re.compile("[\u2600-\u27bf\ufe0f\U0001f000-\U0001faff]+")  # a tick or an emoji beside the number
@@ -141,14 +165,8 @@ def _spelling(match: re.Match[str], value: Fraction) -> str:
 
 
 @functools.lru_cache(maxsize=4096)  # a group of completions shares its gold, and often its answer
-def leading_number(line: str) -> Number | None:
-    """The number that `line` states: optional label, markup or currency, the number, then a unit or punctuation.
-
-    None if there is none, or if what follows makes it something else: "5 + 3", "10-12", "4:30", "5 or 6", "41=42".
-    """
-    if _INTEGER.fullmatch(line):
-        return Number(Fraction(int(line)), line)
-    text = _plain(line[:MAX_CHARS])
+def _leading(line: str) -> Number | None:
+    text = _plain(line)
     for _ in range(2):  # \boxed{\text{42}}
         text = _WRAPPED.sub(r" \1 ", text)
     text = text.strip().lstrip(_MARKUP)
@@ -157,34 +175,65 @@ def leading_number(line: str) -> Number | None:
     if text.startswith("(") and text.endswith(")"):
         text = text[1:-1].strip()
     label = _LABEL.match(text)
-    match = _NUMBER.match(text, label.end() if label else 0)
+    text = text[label.end() if label else 0 :]
+    return _stated(text) or _end_of_chain(text)
+
+
+def leading_number(line: str) -> Number | None:
+    """The number that `line` states: optional label, markup or currency, the number, then words or punctuation.
+
+    None if there is none, or if what follows may make it something else: "5 + 3", "10-12", "4:30", "5 or 6", "5x". Of a
+    chain the last side counts, if the others have its value: 18 in "9 * 2 = 18", None in "41=42".
+    """
+    if len(line) <= 20 and _INTEGER.fullmatch(line):
+        return Number(Fraction(int(line)), line)
+    return _leading(line[:MAX_LINE])
+
+
+def _stated(text: str) -> Number | None:
+    match = _NUMBER.match(text)
     value = _value(match) if match else None
     if match is None or value is None:
         return None
     spelling, rest = _spelling(match, value), text[match.end() :]
     if magnitude := _MAGNITUDE.match(rest):
-        factor = _MAGNITUDES[magnitude[1].lower()]
+        factor = _MAGNITUDES[(magnitude[1] or magnitude[2]).lower()]
         value, spelling, rest = value * factor, str(value * factor), rest[magnitude.end() :]
     percent = _PERCENT.match(rest)
     rest = rest[percent.end() if percent else 0 :].lstrip("$")
-    if _CONTINUES.match(rest) or re.match(r"\d|\(\s*[-\d]", rest):
+    return None if _changes_number(rest) else Number(value, spelling, percent is not None)
+
+
+_SIGN_OF_PRODUCT = re.compile(r"(?<=\d) ?[x\u00d7] ?(?=\d)")
+
+
+def _end_of_chain(text: str) -> Number | None:
+    if text.count("=") not in (1, 2, 3):
         return None
-    return Number(value, spelling, percent is not None)
+    *sides, last = _SIGN_OF_PRODUCT.sub("*", text.replace("$", "").replace("\u00f7", "/")).split("=")
+    number = _stated(last.strip())
+    if number is None or any(value(side) is None or values_differ(side, number.text) for side in sides):
+        return None
+    return number
 
 
 _REPEATING = re.compile(r"([-+]?)(\d{0,30})\.(\d{0,30})\\(?:overline|bar)\s*(?:\{(\d{1,30})\}|(\d))")
 _SIGNED_BELOW = re.compile(r"\\frac\s*\{\s*([-+]?)\s*(\d+)\s*\}\s*\{\s*-\s*(\d+)\s*\}")
 
 
-@functools.lru_cache(maxsize=4096)
 def exact_number(text: str) -> Number | None:
     r"""The number that the whole of `text` is, or None. A degree or percent sign may follow it, a unit not."""
-    if _INTEGER.fullmatch(text):
+    return _exact(text) if len(text) <= MAX_CHARS else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _exact(text: str) -> Number | None:
+    if len(text) <= 20 and _INTEGER.fullmatch(text):
         return Number(Fraction(int(text)), text)
-    if len(text) > MAX_CHARS or not _DIGIT.search(text):
+    if not _DIGIT.search(text):
         return None
     if "\\overline" in text or "\\bar" in text:
-        return _repeating(text)
+        return _repeating(to_ascii(text))
     text = _DEGREE.sub(" ", to_ascii(text)).strip()
     text = _APPROXIMATELY.sub("", _WRAPPED.sub(r"\1", text))
     text = _SIGNED_BELOW.sub(lambda m: rf"\frac{{{'' if m[1] == '-' else '-'}{m[2]}}}{{{m[3]}}}", text)
@@ -204,17 +253,26 @@ def exact_number(text: str) -> Number | None:
 
 def _repeating(text: str) -> Number | None:
     r"""0.1\overline{6} as 1/6."""
-    match = _REPEATING.fullmatch(text.strip().rstrip("."))
+    text = text.rstrip(". ")
+    number = text.rstrip("\\% ")
+    match = _REPEATING.fullmatch(number)
     if match is None:
         return None
     digits, again = match[3], match[4] or match[5]
     whole = Fraction(f"{match[2] or 0}.{digits or 0}")
     value = whole + Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(digits))
-    return Number(-value if match[1] == "-" else value, text.strip())
+    return Number(-value if match[1] == "-" else value, text, percent="%" in text)
 
 
 _ANY_NUMBER = re.compile(r"(?<![\w.])[-+]?[$€£]?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?")
-_ANSWER_IS = re.compile(r"answer(?:\s+is)?\s*[:=]?", re.IGNORECASE)
+_ANSWER_IS = re.compile(r"answer(?:\s+is)?", re.IGNORECASE)
+
+
+def after_answer(text: str, tail: int = 20_000) -> list[str]:
+    """The rest of the line, or the next line, after each "answer" or "answer is" near the end of `text`; last first."""
+    text = text[-tail:]
+    phrases = reversed(list(_ANSWER_IS.finditer(text))[-CANDIDATES:])
+    return [text[phrase.end() : phrase.end() + 2 * MAX_LINE].lstrip(" :=\n").split("\n", 1)[0] for phrase in phrases]
 
 
 def lenient_number(text: str, tail: int = 20_000) -> Number | None:
@@ -222,11 +280,10 @@ def lenient_number(text: str, tail: int = 20_000) -> Number | None:
 
     Only the last `tail` characters are looked at.
     """
-    text = text[-tail:]
-    for phrase in reversed(list(_ANSWER_IS.finditer(text))[-CANDIDATES:]):
-        if number := leading_number(text[phrase.end() :].lstrip(" :=\n").split("\n", 1)[0]):
+    for rest in after_answer(text, tail):
+        if number := leading_number(rest):
             return number
-    for match in reversed(list(_ANY_NUMBER.finditer(to_ascii(text)))[-CANDIDATES:]):
+    for match in reversed(list(_ANY_NUMBER.finditer(to_ascii(text[-tail:])))[-CANDIDATES:]):
         if number := leading_number(match.group()):
             return number
     return None

@@ -35,6 +35,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar, get_args
 
+from pspo.errors import PspoError
 from pspo.grading.grade import Grade, Style, Undecided, bare_gold, settle
 from pspo.grading.symbolic import Task, Verdict
 
@@ -44,6 +45,7 @@ Item = tuple[str, str, Style]  # completion, gold, style
 CHUNK = 16  # tasks a message: large enough that the pipe costs little, small enough to share out a batch
 START_SECONDS = 120.0  # for importing sympy on a loaded machine
 MAX_LOST = 3  # idle workers that may be found dead, for one chunk
+MAX_TIMEOUT = 1e6  # seconds; timers refuse far larger ones
 WALL_FACTOR = 10.0  # wall time that an item may take, in time-outs; the time-out itself is CPU time
 GRACE_SECONDS = 5.0  # on top of it, for a worker that is stopped rather than hung
 MAX_COMPLETION = 10_000  # characters of a completion, from its end, that a second opinion is asked of
@@ -81,6 +83,10 @@ class _Batch(Generic[T]):
             self.future.set_exception(error)
 
 
+class WorkerError(PspoError, RuntimeError):
+    """No worker can be started, or none stays alive."""
+
+
 @dataclass(frozen=True)
 class _Chunk:
     batch: _Batch[Any]
@@ -111,16 +117,22 @@ class _Worker:
         self.received = b""
         self.ready = False
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> bool:
+        """False where it was killed by someone while it was starting: another may fare better."""
         if self.ready:
-            return
-        if self._read_line(START_SECONDS) != "ready":
-            self.kill()
-            raise RuntimeError(
-                f"a grading worker did not start (exit status {self.process.returncode}); it needs math-verify: "
-                f"try `{sys.executable} -c 'import math_verify'`"
-            )
-        self.ready = True
+            return True
+        line = self._read_line(START_SECONDS)
+        if line == "ready":
+            self.ready = True
+            return True
+        silent = line is None
+        self.kill()
+        if not silent and self.process.returncode < 0:
+            return False
+        raise WorkerError(
+            f"a grading worker did not start (exit status {self.process.returncode}); it needs math-verify: "
+            f"try `{sys.executable} -c 'import math_verify'`"
+        )
 
     def decide(self, tasks: Sequence[Task]) -> list[Verdict]:
         """Verdicts of `tasks` in order. Fewer than asked for: the last task ended the chunk, the rest is not begun.
@@ -209,10 +221,10 @@ class Grader:
     """
 
     def __init__(self, workers: int = 2, timeout: float = 2.0) -> None:
-        if workers < 1:
-            raise ValueError(f"workers is {workers}; a Grader needs at least 1")
-        if not 0 < timeout < float("inf"):
-            raise ValueError(f"timeout is {timeout}; it must be a finite number of seconds above 0")
+        if type(workers) is not int or workers < 1:
+            raise ValueError(f"workers is {workers!r}; a Grader needs at least 1")
+        if isinstance(timeout, bool) or not 0 < timeout <= MAX_TIMEOUT:
+            raise ValueError(f"timeout is {timeout!r}; it must be a number of seconds above 0, at most {MAX_TIMEOUT:g}")
         self._timeout = timeout
         self._process_id = os.getpid()
         self._changed = threading.Condition()  # guards all that follows
@@ -341,16 +353,17 @@ class Grader:
         lost = 0
         while len(verdicts) < len(chunk.tasks):
             known = len(verdicts)
-            verdicts += self._worker(slot).decide(chunk.tasks[known:])
+            worker = self._worker(slot)
+            verdicts += worker.decide(chunk.tasks[known:]) if worker else []
             lost += len(verdicts) == known
             if lost > MAX_LOST:
-                raise RuntimeError(f"{lost} grading workers died before they began; is this machine out of memory?")
+                raise WorkerError(f"{lost} grading workers died before they began; is this machine out of memory?")
         if self._closed:  # the last verdicts are those of a worker that close() killed
             raise RuntimeError("the Grader was closed before this batch was done")
         chunk.batch.add(dict(zip(chunk.tasks, verdicts, strict=True)))
 
-    def _worker(self, slot: int) -> _Worker:
-        """The slot's running worker, started or replaced if need be."""
+    def _worker(self, slot: int) -> _Worker | None:
+        """The slot's running worker, started or replaced if need be; None if it was killed while it was starting."""
         with self._changed:
             if self._closed:
                 raise RuntimeError("the Grader was closed before this batch was done")
@@ -361,8 +374,7 @@ class Grader:
                 current = self._workers[slot] = _Worker(self._timeout)
         if worker is not None and worker is not current:
             worker.release()
-        current.wait_until_ready()
-        return current
+        return current if current.wait_until_ready() else None
 
 
 def _task(undecided: Undecided) -> Task:

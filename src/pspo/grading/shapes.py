@@ -8,6 +8,8 @@ standard library only.
 
 import re
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 from pspo.grading.normalise import normalise, without_base
 from pspo.grading.units import read_unit
@@ -36,25 +38,31 @@ _FUNCTION = re.compile(
 _CONSTANTS = {"e", "i", "C", "P"}  # C and P as in 5C2
 
 
-def cannot_equal(gold: str, answer: str) -> bool:
-    """Is `answer` certainly something else than `gold`? Called for unequal strings that are not both numbers."""
+_CAPITALS = re.compile(r"[A-Z]{2,}")  # HTH, ABCD: a string of outcomes or points, not a product
+
+
+def cannot_equal(gold: str, answer: str) -> str | None:
+    """Why `answer` is certainly something else than `gold`, in a few words; None if it may equal it.
+
+    Called for unequal strings that are not both numbers.
+    """
     if _words(gold) != _words(answer):
-        return True
+        return "other words"
+    if _CAPITALS.fullmatch(gold.strip()) and _CAPITALS.fullmatch(answer.strip()):
+        return "other letters"
     texts = normalise(gold), normalise(answer)
-    return (
-        bool(_DOTS.search(gold)) != bool(_DOTS.search(answer))
-        or any((mark in texts[0]) != (mark in texts[1]) for mark in _MARKS)
-        or bool(_UNDONE.search(texts[1]) and not _UNDONE.search(texts[0]))
-        or any(_TIME.match(text) for text in texts)
-        or any(_HALF_DAY.search(text) for text in texts)
-        or 0 < texts[0].count(":") != texts[1].count(":") > 0
-        or any(without_base(text)[1] for text in texts)
-        or any(_SPLIT_DIGITS.search(text) and not _TAKES_DIGITS.search(text) for text in texts)
-        or values_differ(gold, answer)
-        or _brackets_differ(*texts)
-        or _variables_differ(*texts)
-        or _names_reordered(*texts)
-    )
+    for reason, differ in _REASONS.items():
+        if differ(*texts):
+            return reason
+    return "another value" if values_differ(gold, answer) else None
+
+
+def _one_only(pattern: re.Pattern[str]) -> Callable[[str, str], bool]:
+    return lambda gold, answer: bool(pattern.search(gold)) != bool(pattern.search(answer))
+
+
+def _either(test: Callable[[str], Any]) -> Callable[[str, str], bool]:
+    return lambda gold, answer: bool(test(gold) or test(answer))
 
 
 def _words(text: str) -> Counter[str]:
@@ -68,7 +76,7 @@ def _words(text: str) -> Counter[str]:
 
 def _brackets_differ(gold: str, answer: str) -> bool:
     """A number against what has parts; a set against a point or an interval; lists of different lengths or points."""
-    (kind, parts), (other, others) = _shape(gold), _shape(answer)
+    (kind, parts), (other, others) = shape(gold), shape(answer)
     if "\\pm" in gold + answer:
         return False
     if min(len(parts), len(others)) < 2:
@@ -94,7 +102,7 @@ def _names_reordered(gold: str, answer: str) -> bool:
     return len({name for name, _ in named}) > 1 and answer.strip("()").split(",") != [value for _, value in named]
 
 
-def _shape(normalised: str) -> tuple[str, list[str]]:
+def shape(normalised: str) -> tuple[str, list[str]]:
     """The bracket around the whole ("(", "[", "{" or "") and the parts that it holds at the top level."""
     text = (
         normalised.replace("\\{", "\x01").replace("\\}", "\x02").replace("\\lbrace", "\x01").replace("\\rbrace", "\x02")
@@ -130,3 +138,50 @@ def _variables_differ(gold: str, answer: str) -> bool:
 
 def _variables(text: str) -> set[str]:
     return set(_LETTER.findall(_COMMAND.sub(" ", _ENVIRONMENT.sub(" ", text)))) - _CONSTANTS
+
+
+# Each is asked of the normalised gold and answer; they are not equal strings.
+_REASONS: dict[str, Callable[[str, str], bool]] = {
+    "dots on one side": _one_only(_DOTS),
+    "a mark on one side": lambda gold, answer: any((mark in gold) != (mark in answer) for mark in _MARKS),
+    "not worked out": lambda gold, answer: bool(_UNDONE.search(answer) and not _UNDONE.search(gold)),
+    "a clock time": _either(lambda text: _TIME.match(text) or _HALF_DAY.search(text)),
+    "ratios of different lengths": lambda gold, answer: 0 < gold.count(":") != answer.count(":") > 0,
+    "a base": _either(lambda text: without_base(text)[1]),
+    "two numbers side by side": _either(lambda text: _SPLIT_DIGITS.search(text) and not _TAKES_DIGITS.search(text)),
+    "other brackets or parts": _brackets_differ,
+    "a variable on one side": _variables_differ,
+    "names in another order": _names_reordered,
+}
+
+
+_SIGNS = re.compile(r"\\pm(?![A-Za-z])")
+MAX_SIGNS = 2  # in one part: four values
+
+
+def expand_signs(text: str) -> str:
+    r"""`1\pm\sqrt{2}` as `1+\sqrt{2},1-\sqrt{2}`, within a set as its elements; text without such a sign unchanged."""
+    if "\\pm" not in text or "\\mp" in text:
+        return text
+    text = _SIZES.sub("", text)
+    bracket, parts = shape(text)
+    found = [len(_SIGNS.findall(part)) for part in parts]
+    if max(found) > MAX_SIGNS:
+        return text
+    if bracket in ("(", "["):
+        return ",".join(_both(text)) if sum(found) <= MAX_SIGNS else text
+    inner = ",".join(value for part in parts for value in _both(_raw(part)))
+    return rf"\{{{inner}\}}" if bracket else inner
+
+
+_SIZES = re.compile(r"\\(?:left|right)(?![A-Za-z])")
+
+
+def _raw(part: str) -> str:
+    return part.replace("\x01", "\\{").replace("\x02", "\\}")
+
+
+def _both(part: str) -> list[str]:
+    if not _SIGNS.search(part):
+        return [part]
+    return [whole for sign in "+-" for whole in _both(_SIGNS.sub(sign, part, count=1))]

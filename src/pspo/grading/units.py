@@ -3,13 +3,16 @@ r"""Units of measurement at the end of an answer, with exact factors. Imports th
     split_unit(r"100\text{ cm}")   -> (r"100", Unit(1/100, length))
 
 A unit on one side only is ignored: the question said which one. With a known unit on both sides the two must measure
-the same thing, and the values are compared after conversion. Words that are no known unit ("apples") are ignored.
+the same thing, and the values are compared after conversion. Words that are no known unit ("apples") are ignored,
+unless they may change the number before them (`words.py`).
 """
 
 import functools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+
+from pspo.grading.words import changes_nothing, word_set
 
 _TABLE = """
 L 1         m metre metres meter meters
@@ -91,17 +94,16 @@ _TEXT = r"\\(?:text|textbf|textit|textrm|mathrm|mbox|rm)\s*\{[^{}\d]*\}"
 _SPACE = r"(?:\s|\\[,;:! ]|~|\\q?quad(?![A-Za-z]))"
 _POWER = r"(?:\s*\^\s*(?:\{\s*[23]\s*\}|[23]))?"
 _TAIL = re.compile(rf"(?:{_SPACE}*(?:/\s*)?{_TEXT}{_POWER})+{_SPACE}*\.?\s*$")
-_BARE_TAIL = re.compile(rf"(?<=[\d}}a-z)]){_SPACE}+([A-Za-z][A-Za-z ]+(?:/\s*[A-Za-z]+)?{_POWER})[\s.]*$")
+_BARE_TAIL = re.compile(rf"(?<=[\d}}a-z)]){_SPACE}+([A-Za-z][A-Za-z ]{{1,40}}(?:/\s*[A-Za-z]{{1,20}})?{_POWER})[\s.]*$")
 _DEGREES = re.compile(r"(?:\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])|°)[\s.]*$")
-_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
+TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _ALL_TEXT = re.compile(r"\s*\\(?:text|textrm|mathrm|mbox)\s*\{\s*([-+]?[\d.,/]+)\s+([^{}\d]*)\}\s*")
 _DOLLARS = re.compile(r"^\s*\\\$\s*")
-# Words that make the number before them no plain quantity: "5 or 6", "4:30 p.m.", "5 million", "5 is wrong".
-_NO_UNIT = re.compile(
-    r"[,:;?]|\b(?:or|and|to|is|are|not|no|nor|wrong|incorrect|false|but|if|when|for|than|least|most|more|less|hundred"
-    r"|thousand|[mbtr]+illion|[ap]\.?\s?m|percent|times|base|mod)\b",
-    re.IGNORECASE,
+# Beyond the words that `changes_nothing` refuses: bounds and claims about the number, which no unit begins with.
+_NO_UNIT = word_set(
+    "and to is are no but if when for than least most more less between about approximately percent times base am pm"
 )
+_SUPERSCRIPT = re.compile(_POWER.removesuffix("?"))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -114,13 +116,13 @@ def split_unit(text: str) -> tuple[str, Unit | None]:
         return text[dollars.end() :], DOLLAR
     if all_text := _ALL_TEXT.fullmatch(text):
         text = rf"{all_text[1]}\text{{ {all_text[2]}}}"
-    if _TRIGONOMETRIC.search(text):
+    if TRIGONOMETRIC.search(text):
         return text, None
     if degrees := _DEGREES.search(text):
         return text[: degrees.start()], DEGREE
     if tail := _TAIL.search(text):
         words = re.sub(r"\\[A-Za-z]+\s*\{([^{}\d]*)\}", r" \1 ", re.sub(_SPACE, " ", tail.group()))
-        if tail.start() and not _NO_UNIT.search(words):
+        if tail.start() and changes_nothing(_SUPERSCRIPT.sub(" ", words), "./-'()", also=_NO_UNIT):
             return text[: tail.start()], read_unit(words)
     elif (bare := _BARE_TAIL.search(text)) and (unit := read_unit(bare[1])):
         return text[: bare.start()], unit

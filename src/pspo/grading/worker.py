@@ -21,6 +21,7 @@ one that started it, whatever it is doing.
 """
 
 import ctypes
+import fcntl
 import gc
 import json
 import os
@@ -74,15 +75,20 @@ def main() -> None:
         signal.signal(timer, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, timers)
 
-    # What libraries print must not mix with verdicts.
-    verdicts = os.dup(1)
-    os.dup2(2, 1)
+    # What libraries print must not mix with verdicts. Not os.dup, which takes 2 where a daemon has closed it.
+    verdicts = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 10)
+    nowhere = fcntl.fcntl(os.open(os.devnull, os.O_WRONLY), fcntl.F_DUPFD_CLOEXEC, 10)
+    try:
+        os.dup2(2, 1)
+    except OSError:  # closed
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
 
     from pspo.grading.symbolic import compare
 
     for gold, claim in WARM_UP:
         compare(gold, (claim,))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the parser complains there about each hostile text
+    os.dup2(nowhere, 2)  # the parser complains there about each hostile text
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))

@@ -6,11 +6,14 @@ The module of an engine is imported when it is asked for, so that a machine with
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pspo.config import schema
+from pspo.data import Ends, eos_ids
 from pspo.errors import PspoError
 from pspo.types import Completion
 
@@ -70,19 +73,36 @@ def make_sampler(
     tokenizer: PreTrainedTokenizerBase,
     device: str,
     max_tokens: int,
-    stop: tuple[str, ...] = (),
+    ends: Ends | None = None,
 ) -> Sampler:
     """The engine that the config names, holding the weights of `checkpoint` (a directory or hub id).
 
-    `max_tokens` bounds prompt and completion together; `stop` are the prompt's stop strings. Raises PspoError where
-    vLLM is asked for and not installed.
+    max_tokens    bounds prompt and completion together
+    ends          what ends a completion; None: the tokenizer's EOS. The EOS tokens of the checkpoint's generation
+                  config count besides
+
+    Raises PspoError where vLLM is asked for and not installed.
     """
+    ends = ends or Ends(eos_ids(tokenizer))
+    ends = replace(ends, ids=tuple(dict.fromkeys((*ends.ids, *generation_eos(checkpoint)))))
     if cfg.engine == "hf":
         from pspo.rollout.hf import HfSampler
 
-        return HfSampler(checkpoint, cfg, tokenizer, device, stop)
+        return HfSampler(checkpoint, cfg, tokenizer, device, ends)
     if importlib.util.find_spec("vllm") is None:
         raise PspoError("rollout=vllm, but vLLM is not installed here: run `make setup`, or choose rollout=hf")
     from pspo.rollout.vllm import VllmSampler
 
-    return VllmSampler(checkpoint, cfg, tokenizer, device, max_tokens, stop)
+    return VllmSampler(checkpoint, cfg, tokenizer, device, max_tokens, ends)
+
+
+def generation_eos(checkpoint: str) -> list[int]:
+    """The EOS tokens that a checkpoint directory's generation_config.json names: a chat model's end of turn, mostly."""
+    path = Path(checkpoint) / "generation_config.json"
+    if not path.is_file():
+        return []
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise PspoError(f"{path}: not a JSON object: {error}") from error
+    return named if isinstance(named, list) else [] if named is None else [named]

@@ -9,12 +9,14 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
 from pspo.config import schema
-from pspo.data import eos_ids
+from pspo.data import Ends
 from pspo.models import load_policy
 from pspo.rollout import Decoding
 from pspo.rollout.completions import completion_of, has_stop
 from pspo.seeds import derive
 from pspo.types import Completion
+
+MAX_ROWS = 256  # completions decoded at once; vLLM's own default
 
 
 class HfSampler:
@@ -30,13 +32,23 @@ class HfSampler:
         cfg: schema.Rollout,
         tokenizer: PreTrainedTokenizerBase,
         device: str,
-        stop: tuple[str, ...] = (),
+        ends: Ends,
     ) -> None:
-        self.tokenizer, self.eos, self.device, self.stop = tokenizer, eos_ids(tokenizer), device, stop
+        self.tokenizer, self.device, self.eos, self.stop = tokenizer, device, ends.ids, ends.strings
         self.model = load_policy(checkpoint, dtype=cfg.dtype, attention="sdpa", device=device).eval()
 
     @torch.inference_mode()
     def stream(
+        self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], decoding: Decoding
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """Of at most `MAX_ROWS` completions at a time."""
+        step = max(1, MAX_ROWS // decoding.n)
+        for start in range(0, len(prompts), step):
+            part = slice(start, start + step)
+            for index, completions in self._stream(prompts[part], seeds[part], decoding):
+                yield start + index, completions
+
+    def _stream(
         self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], decoding: Decoding
     ) -> Iterator[tuple[int, list[Completion]]]:
         n = decoding.n

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pspo.config import schema
-from pspo.data import eos_ids
+from pspo.data import Ends
 from pspo.errors import PspoError
 from pspo.rollout import Decoding
 from pspo.rollout.completions import completion_of
@@ -33,16 +33,16 @@ class VllmSampler:
         tokenizer: PreTrainedTokenizerBase,
         device: str,
         max_tokens: int,
-        stop: tuple[str, ...] = (),
+        ends: Ends,
     ) -> None:
         assert cfg.vllm is not None  # checked by the schema
-        self.tokenizer, self.eos, self.device, self.stop = tokenizer, eos_ids(tokenizer), device, stop
+        self.tokenizer, self.device, self.eos, self.stop = tokenizer, device, ends.ids, ends.strings
         _prepare(cfg.vllm, device)
         from vllm import LLM
 
         options: dict[str, Any] = {
             "model": checkpoint,
-            "skip_tokenizer_init": not stop,  # it looks for stop strings in its own decoded text
+            "skip_tokenizer_init": not ends.strings,  # it looks for stop strings in its own decoded text
             "dtype": cfg.dtype,
             "enforce_eager": cfg.vllm.enforce_eager,
             "max_model_len": max_tokens,
@@ -116,6 +116,7 @@ class VllmSampler:
             stop=list(self.stop),
             stop_token_ids=list(self.eos),
             detokenize=bool(self.stop),
+            skip_special_tokens=False,  # as in our own text, in which the stop strings are looked for
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
