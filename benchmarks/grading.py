@@ -164,6 +164,17 @@ def hanging(grader: Grader, rows: list[str], size: int) -> dict[str, float]:
     return seconds | {"items": len(items), "cost of the item that hangs": seconds["with"] - seconds["without"]}
 
 
+FORMULA = re.compile(r"\$+([^$]+)\$+|\\\[(.+?)\\\]", re.DOTALL)
+
+
+def copied(grader: Grader, data: Path) -> dict[str, int]:
+    """How often boxing the last formula of the question is right on MATH's test part: what copying alone would earn."""
+    rows = [json.loads(line) for line in (data / "math" / "test.jsonl").open(encoding="utf-8")]
+    asked = [(found, row["solution"]) for row in rows if (found := FORMULA.findall(row["problem"]))]
+    items: list[Item] = [(rf"\boxed{{{''.join(found[-1])}}}", gold, "math") for found, gold in asked]
+    return {"problems": len(rows), "accepted": sum(grade.correct for grade in grader.grade(items))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT / ".." / "shared" / "data")
@@ -178,6 +189,7 @@ def main() -> None:
     with Grader(workers=1) as grader:
         results: dict[str, Any] = {style: speed(grader, rows, style, options) for style, rows in loaded.items()}
         results["hanging"] = hanging(grader, loaded["math"], options.hang)
+        results["last formula of the question, boxed"] = copied(grader, options.data)
     print(f"| items/s, median of {options.pairs} (range) | {' | '.join(WHO)} | ours over math-verify (whole) |")
     print("| --- | --- | --- | --- | --- |")
     for style, result in ((style, results[style]) for style, _ in SETS):
@@ -194,6 +206,7 @@ def main() -> None:
         for case in told["disagreements"][:10]:
             print("  ", json.dumps(case, ensure_ascii=False))
     print("a batch of {items:,} in {without:.1f} s; with one item that hangs {with:.1f} s".format(**results["hanging"]))
+    print("last formula of the question boxed, MATH test: accepted", results["last formula of the question, boxed"])
     path = ROOT / "benchmarks" / "results" / "grading.json"
     path.parent.mkdir(exist_ok=True)
     made_with = provenance()

@@ -36,6 +36,7 @@ _RULES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"\\neq(?![A-Za-z])|≠", r"\\ne"),
     (r"π", r"\\pi"),
     (r"\\?%", ""),
+    (r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", r"\1{}"),  # "\pi n" is not the command "\pin"
     (r"(?<=\d)\s+(?=\d{3}(?!\d))", ""),  # thousands; any other space between digits parts two numbers: "4 2" is not 42
     (r"(?<!\d)\s+|\s+(?!\d)", ""),
     (r"\s+", " "),
@@ -113,6 +114,17 @@ _CONNECTED = re.compile(
 )
 
 
+# What changes how an answer looks, and other names of brackets and bars.
+_STYLES = [(re.compile(pattern), replacement) for pattern, replacement in [
+    (r"\\(?:bf|it|rm|large|Large|huge|Huge|small|boldmath)(?![A-Za-z{]) ?", ""),
+    (r"\\(?:underline|boldsymbol|bm|displaystyle) ?\{([^{}]*)\}", r"\1"),
+    (r"\\(?:textcolor|color) ?\{[A-Za-z]*\} ?\{([^{}]*)\}", r"\1"),
+    (r"\\lbrace(?![A-Za-z])", r"\\{"), (r"\\rbrace(?![A-Za-z])", r"\\}"), (r"\\[lr]?vert(?![A-Za-z])", "|"),
+    (r"\\\\\[[0-9.]+ ?(?:pt|ex|em|mm)\]", r"\\\\"),
+    (r"\\(text|textrm|mathrm|mbox) ?\{([^{}^\d]*) ?(\^ ?[23])\}", r"\\\1{\2}\3"),
+]]  # fmt: skip
+
+
 def in_latex(text: str) -> str:
     r"""`text` with LaTeX commands for mathematical characters ("x^{2}" for "x²"), and "2\text{ and }3" as "2,3".
 
@@ -121,6 +133,8 @@ def in_latex(text: str) -> str:
     text = " ".join(text.split())
     if "\\" in text or "~" in text:
         text = _MANY_BLANKS.sub(" ", text)
+        for pattern, replacement in _STYLES:
+            text = pattern.sub(replacement, text)
         for pattern, replacement in _WORDS:
             text = pattern.sub(replacement, text)
     if not text.isascii():
@@ -165,6 +179,8 @@ _EQUALS = re.compile(r"(?<![\\<>!:=])=(?!=)")
 _RELATION = re.compile(r"[=<>]|\\(?:[lg]eq?|[lg]t|neq?|in|equiv)(?![A-Za-z])")
 _NAME = re.compile(r"(?!\\[dtc]?frac|\\sqrt)[A-Za-z\\][A-Za-z\\_{}' ()0-9]{0,40}")
 _POINT_NAME = re.compile(r"\s*(?:\\left)?\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*(?:\\right)?\)\s*=(?!=)")
+# P(X=2) = 1/2, |AB| = 5, [ABC] = 12
+_MEASURE = re.compile(r"\s*(?:P ?(?:\\left)?\([^()]*\)|\|[A-Za-z]+\||\[[A-Z]{2,}\])\s*=(?!=)")
 _MEMBER = re.compile(r"\s*[A-Za-z]\s*\\in(?![A-Za-z])\s*")
 
 
@@ -185,8 +201,8 @@ def claims(gold: str, answer: str) -> list[str]:
     """
     if is_relation(gold):
         return [answer]
-    for prefix in (_MEMBER, _POINT_NAME):
-        if match := prefix.match(answer):
+    for prefix in (_MEMBER, _POINT_NAME, _MEASURE):
+        if (match := prefix.match(answer)) and _in_order(match.group()):
             return [answer[match.end() :].strip()]
     exact, *rounded = _APPROX.split(answer)
     if rounded:
@@ -194,11 +210,19 @@ def claims(gold: str, answer: str) -> list[str]:
     if "=" not in answer or any(mark in answer for mark in ",;&"):
         return [answer]
     parts = [part.strip() for part in _EQUALS.split(answer)]
-    if len(parts) > 1 and _NAME.fullmatch(parts[0]):
+    if len(parts) > 1 and _NAME.fullmatch(parts[0]) and "\\text" not in parts[0]:
         parts = parts[1:]
+    if len(parts) == 2 and len(parts[1]) == 1 and parts[1].isalpha() and gold != parts[1]:  # 12 = x
+        parts = parts[:1]
     while len(parts) > 1 and _VARIABLE.fullmatch(parts[0]):  # x_1 = x_2 = 2
         parts = parts[1:]
     return parts if all(parts) else [answer]
+
+
+def _in_order(name: str) -> bool:
+    """Are the letters of a point's name, as of "(x, y) =", in their order? "(y, x) = (1, 2)" is the point (2, 1)."""
+    letters = re.findall(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])", name)
+    return "," not in name or letters == sorted(letters)
 
 
 def _rounds(text: str, exact: str) -> bool:

@@ -94,6 +94,15 @@ def _is_composite(normalised: str, parts: list[str]) -> bool:
     return len(parts) > 1 or "\\begin" in normalised or "\\cup" in normalised
 
 
+def _names_out_of_order(gold: str, answer: str) -> bool:
+    """The point (1, 2) as "y = 1, x = 2" or "(y, x) = (1, 2)": math-verify drops the names."""
+    if "=" in gold or not gold.startswith("("):
+        return False
+    listed = re.fullmatch(r"\(?([A-Za-z](?:,[A-Za-z])+)\)?=.*", answer)
+    names = listed[1].split(",") if listed else [part.partition("=")[0] for part in answer.split(",") if "=" in part]
+    return len(names) > 1 and names != sorted(names)
+
+
 def _names_reordered(gold: str, answer: str) -> bool:
     """Bare values for a gold like "x=1,y=2", and not in its order: math-verify takes both for sets."""
     named = [part.split("=") for part in gold.split(",")]
@@ -152,6 +161,7 @@ _REASONS: dict[str, Callable[[str, str], bool]] = {
     "other brackets or parts": _brackets_differ,
     "a variable on one side": _variables_differ,
     "names in another order": _names_reordered,
+    "names out of order": _names_out_of_order,
 }
 
 

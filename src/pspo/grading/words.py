@@ -21,7 +21,7 @@ def word_set(words: str) -> frozenset[str]:
 
 # Parts, powers, operators, doubt.
 _CHANGING = word_set(
-    "halves third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths"
+    "half halves third thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths"
     " tenth tenths hundredth hundredths thousandth thousandths squared cubed factorial pi plus minus divided"
     " multiplied modulo mod or nor xor not never no wrong incorrect false wait actually rather instead maybe perhaps"
     " possibly probably except unless versus vs"
