@@ -20,6 +20,30 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(scope="session")
+def random_policy(tmp_path_factory):
+    """A function that saves the small world's architecture and tokenizer with random weights, larger than usual so that
+    choices are clear and what it writes varies; returns the directory. `overrides` are settings of training."""
+    import torch
+
+    from pspo.config import TrainConfig, compose
+    from pspo.data import eos_ids
+    from pspo.data.tokenizer import build_tokenizer
+    from pspo.models import build, save_policy
+
+    def make(*overrides: str) -> Path:
+        cfg = compose("train", TrainConfig, overrides)
+        tokenizer = build_tokenizer(cfg.data)
+        model = build(cfg.model.arch, len(tokenizer), eos_ids(tokenizer)[0], tokenizer.pad_token_id, seed=1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(5)
+        return save_policy(model, tokenizer, tmp_path_factory.mktemp("random") / "checkpoint")
+
+    return make
+
+
 @pytest.fixture
 def make_samples():
     """A function that makes ragged samples of random tokens, the same for the same seed."""

@@ -7,14 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import evaluate
-from pspo.config import EvalConfig, TrainConfig, compose
-from pspo.data import eos_ids
-from pspo.data.tokenizer import build_tokenizer
+from pspo.config import EvalConfig, compose
 from pspo.errors import PspoError
-from pspo.models import build, save_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -26,16 +22,8 @@ CHATML = "{%- for m in messages -%}<|im_start|>{{ m.role }}{{ m.content }}<|im_e
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    cfg = compose("train", TrainConfig, ["model.arch.max_positions=8192"])
-    tokenizer = build_tokenizer(cfg.data)
-    (eos,) = eos_ids(tokenizer)
-    model = build(cfg.model.arch, len(tokenizer), eos, tokenizer.pad_token_id, seed=1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(5)
-    return save_policy(model, tokenizer, tmp_path_factory.mktemp("benchmarks") / "checkpoint")
+def checkpoint(random_policy):
+    return random_policy("model.arch.max_positions=8192")
 
 
 def settings(checkpoint, benchmark, out, *overrides):

@@ -11,16 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from pspo.config import EvalConfig, TrainConfig, compose
-from pspo.data import eos_ids, load_problems, load_tokenizer, make_prompter
-from pspo.data.tokenizer import build_tokenizer
+from pspo.data import load_problems, load_tokenizer, make_prompter
 from pspo.errors import ConfigError, PspoError
 from pspo.evalfile import EvalFile, evaluate_to_file, identity_of, weights_digest
 from pspo.evaluation import Protocol, evaluate
 from pspo.grading import Grader
-from pspo.models import build, save_policy
 from pspo.rollout import Decoding, make_sampler
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,16 +30,8 @@ def cfg():
 
 
 @pytest.fixture(scope="module")
-def checkpoint(cfg, tmp_path_factory):
-    """The small world's architecture with random weights, larger than usual so that what it writes varies."""
-    tokenizer = build_tokenizer(cfg.data)
-    (eos,) = eos_ids(tokenizer)
-    model = build(cfg.model.arch, len(tokenizer), eos, tokenizer.pad_token_id, seed=1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(5)
-    return save_policy(model, tokenizer, tmp_path_factory.mktemp("evaluation") / "checkpoint")
+def checkpoint(random_policy):
+    return random_policy()
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ import torch
 
 from pspo.config import TrainConfig, compose
 from pspo.data import eos_ids, load_tokenizer
-from pspo.data.tokenizer import build_tokenizer
 from pspo.learner import Learner
-from pspo.models import build, load_policy, save_policy
+from pspo.models import load_policy
 from pspo.rollout import Decoding, make_sampler, sample
 from pspo.rollout.hf import choose, nucleus
 from pspo.surrogates import no_clip
@@ -29,16 +28,8 @@ def cfg():
 
 
 @pytest.fixture(scope="module")
-def checkpoint(cfg, tmp_path_factory):
-    """The small world's architecture and tokenizer with random weights, larger than usual so that choices are clear."""
-    tokenizer = build_tokenizer(cfg.data)
-    (eos,) = eos_ids(tokenizer)
-    model = build(cfg.model.arch, len(tokenizer), eos, tokenizer.pad_token_id, seed=1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(5)
-    return str(save_policy(model, tokenizer, tmp_path_factory.mktemp("rollout") / "checkpoint"))
+def checkpoint(random_policy):
+    return str(random_policy())
 
 
 @pytest.fixture(scope="module")

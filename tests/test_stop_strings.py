@@ -3,12 +3,9 @@
 import importlib.util
 
 import pytest
-import torch
 
 from pspo.config import TrainConfig, compose
 from pspo.data import Ends, eos_ids, load_tokenizer
-from pspo.data.tokenizer import build_tokenizer
-from pspo.models import build, save_policy
 from pspo.rollout import Decoding, make_sampler, sample
 from pspo.rollout.completions import before_stop, has_stop
 
@@ -17,16 +14,8 @@ PROMPTS = [tuple(range(20, 20 + n)) for n in (5, 17, 9)]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    cfg = compose("train", TrainConfig)
-    tokenizer = build_tokenizer(cfg.data)
-    (eos,) = eos_ids(tokenizer)
-    model = build(cfg.model.arch, len(tokenizer), eos, tokenizer.pad_token_id, seed=1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(5)
-    return str(save_policy(model, tokenizer, tmp_path_factory.mktemp("stop") / "checkpoint"))
+def checkpoint(random_policy):
+    return str(random_policy())
 
 
 @pytest.mark.parametrize("name", ["hf", pytest.param("vllm", marks=needs_vllm)])

@@ -133,8 +133,8 @@ def in_latex(text: str) -> str:
     text = " ".join(text.split())
     if "\\" in text or "~" in text:
         text = _MANY_BLANKS.sub(" ", text)
-        for pattern, replacement in _STYLES:
-            text = pattern.sub(replacement, text)
+        for style, plain in _STYLES:
+            text = style.sub(plain, text)
         for pattern, replacement in _WORDS:
             text = pattern.sub(replacement, text)
     if not text.isascii():
