@@ -49,6 +49,7 @@ MATH = {
     "percent": (r"40 of 100: \boxed{40\%}.", "40", ["false_accept"]),
     "rounded": (r"1/3 is \boxed{0.333333}.", r"\frac13", ["false_reject"]),
     "repeats": (r"1+1=2: \boxed{2}, I mean \boxed{2}.", "2", ["format_trick"]),
+    "2(x+1)": (r"As 2 times x+1 it is \boxed{2(x+1)}.", "2x+2", ["restated"]),  # the name is in the question
 }
 
 
@@ -156,11 +157,11 @@ def test_every_class_by_hand(grader: Grader, tmp_path: Path) -> None:
     assert order == sorted(order)
     of_words, of_boxes = found["files"].values()
     assert found["totals"]["completions"] == found["totals"]["looked_at"] == len(expected)
-    assert (of_words["right"], of_boxes["right"]) == (4, 3)
+    assert (of_words["right"], of_boxes["right"]) == (4, 4)
     assert of_words["no_opinion"] == 1  # the gold that cannot be read
     assert of_words["classes"] == {
         "regraded": 1, "not_graded": 1, "false_accept": 1, "false_reject": 2, "format_missed": 1, "cut_off": 1,
-        "format_trick": 2, "ordinary": 3,
+        "restated": 0, "format_trick": 2, "ordinary": 3,
     }  # fmt: skip
     assert sum(found["shown"].values()) == len(entries)
 
@@ -435,7 +436,7 @@ def test_the_program_needs_no_torch(grader: Grader, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(tmp_path / "out" / "audit.html")
-    assert "false-accept suspect: 1 of 4, shown 1" in done.stdout
+    assert "false-accept suspect: 1 of 5, shown 1" in done.stdout
 
 
 @pytest.mark.parametrize(
