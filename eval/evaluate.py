@@ -127,7 +127,7 @@ def run(cfg: EvalConfig) -> None:
             "split": cfg.split,
             "limit": cfg.limit,
             "data": (report := load_report(cfg.data, cfg.split)) and asdict(report),
-            "prompt": {"name": cfg.prompt.name, "hash": prompter.hash, "example": prompter.text(problems[0].question)},
+            "prompt": prompter.described(problems[0].question),
         }
         weights, chunk = weights_digest(Path(directory)), cfg.eval.chunk
         engines: list[Sampler] = []

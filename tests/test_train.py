@@ -176,6 +176,8 @@ def test_a_run_on_gsm8k(tmp_path):
     assert [record["gold"] for record in records] == ["18", "3", "70000", "540"]
     scores = json.loads((tmp_path / "run" / "summary.json").read_text())["test"]["last"]
     assert scores["problems"] == 4 and sum(scores["status"].values()) == 4
+    written = json.loads((tmp_path / "run" / "eval" / "gsm8k.summary.json").read_text())["prompt"]
+    assert written["hash"] == records[0]["prompt_hash"] and records[0]["question"] in written["example"]
 
     with pytest.raises(ConfigError, match=r"rollout\.max_prompt_tokens=150: problem gsm8k-test-0000\d has a prompt of"):
         train(

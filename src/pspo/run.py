@@ -304,7 +304,12 @@ class Run:
         checkpoint, protocol = self._step_dir(step), self.protocol
         weights = weights_digest(checkpoint)
         made_of = identity_of(weights, cfg.rollout, cfg.device, self.prompter, problems, protocol, chunk)
-        about = {"checkpoint": str(checkpoint), "benchmark": cfg.data.name, "split": "test"}
+        about = {
+            "checkpoint": str(checkpoint),
+            "benchmark": cfg.data.name,
+            "split": "test",
+            "prompt": self.prompter.described(problems[0].question),
+        }
         file = EvalFile(self.dir / "eval" / f"{cfg.data.name}{which}.jsonl", made_of, about)
         records = evaluate_to_file(file, lambda: self.sampler, self.prompter, self.grader, problems, protocol, chunk)
         return scores(records, self.prompter.style)

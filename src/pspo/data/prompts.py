@@ -84,6 +84,10 @@ class Prompter:
         made_of = [self.text("{question}"), list(self.prompt.stop)]
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
 
+    def described(self, question: str) -> dict[str, str]:
+        """For a summary: the prompt's name, its hash, and one prompt in full."""
+        return {"name": self.prompt.name, "hash": self.hash, "example": self.text(question)}
+
     def _chat(self, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
         return self.tokenizer.apply_chat_template(
             messages,
