@@ -46,28 +46,33 @@ def random_policy(tmp_path_factory):
 
 @pytest.fixture
 def make_samples():
-    """A function that makes ragged samples of random tokens, the same for the same seed."""
+    """A function that makes ragged samples of random tokens, the same for the same seed; `group` share a prompt."""
     from pspo.types import Sample
 
-    def make(count: int, vocab: int, seed: int = 0, longest: int = 12) -> list[Sample]:
+    def make(count: int, vocab: int, seed: int = 0, longest: int = 12, group: int = 1) -> list[Sample]:
         rng = random.Random(seed)
 
         def ids(least: int) -> tuple[int, ...]:
             return tuple(rng.randrange(vocab) for _ in range(rng.randint(least, longest)))
 
-        def sample() -> Sample:
+        def sample(prompt: tuple[int, ...]) -> Sample:
             completion = ids(1)
             log_probs = tuple(-rng.random() for _ in completion)
-            return Sample(ids(2), completion, log_probs, advantage=rng.choice([-1.5, -0.5, 0.5, 2.0]))
+            return Sample(prompt, completion, log_probs, advantage=rng.choice([-1.5, -0.5, 0.5, 2.0]))
 
-        return [sample() for _ in range(count)]
+        prompts = [ids(2) for _ in range(-(-count // group))]
+        return [sample(prompts[k // group]) for k in range(count)]
 
     return make
 
 
 @pytest.fixture
 def make_model():
-    """A function that makes a small Qwen2 policy with weights from a seed, in fp64 unless told otherwise."""
+    """A function that makes a small Qwen2 policy with weights from a seed, in fp64 unless told otherwise.
+
+    Its norms are torch's own: those of transformers round to fp32, whatever the dtype, which turns the last bit of an
+    fp64 number into one of an fp32 number.
+    """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -85,6 +90,11 @@ def make_model():
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Qwen2ForCausalLM(config).to(dtype)
+            model = Qwen2ForCausalLM(config)
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                if type(child).__name__ == "Qwen2RMSNorm":
+                    setattr(parent, name, torch.nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps))
+        return model.to(dtype)
 
     return make

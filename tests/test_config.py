@@ -96,7 +96,12 @@ def test_a_regime_wins_over_groups_and_the_command_line_over_all():
         (["rollout.group_size=1"], "rollout.group_size=1: "),
         (["data.levels=[2,9]"], "data.levels.1=9: "),
         (["data=gsm8k"], "model.path="),
-        (["model.attention=flash_attention_2"], "model.attention=flash_attention_2: needs model.dtype=bfloat16"),
+        (["model.attention=varlen"], "model.attention=varlen: needs model.dtype=bfloat16"),
+        (["learner.correction=token"], "learner.correction=token: needs learner.old_log_probs=learner"),
+        (
+            ["surrogate=clip", "surrogate.dual=1.1"],
+            "surrogate.dual=1.1: must be above 1 + surrogate.epsilon_high = 1.2",
+        ),
         (["learner.token_budget=10"], "learner.token_budget=10: "),
         (["surrogate.alpha"], "command line=surrogate.alpha: "),
         (["experiment=custom"], "steps=???: has no value"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pspo.batching import Batch
 from pspo.config import TrainConfig, compose
 from pspo.errors import NonFiniteError
 from pspo.learner import Learner, learning_rate
@@ -17,19 +18,27 @@ VOCAB = 31
 @pytest.fixture(scope="module")
 def settings():
     """The small world's learner, at a rate that moves the weights visibly, without warm-up."""
-    return replace(compose("train", TrainConfig).learner, lr=1e-2, warmup_updates=0, schedule="constant")
+    return replace(
+        compose("train", TrainConfig).learner, lr=1e-2, warmup_updates=0, schedule="constant", old_log_probs="learner"
+    )
 
 
 def learner_of(model, surrogate, cfg, temperature=0.8):
     return Learner(model, surrogate, cfg, temperature=temperature, max_tokens=12, planned_updates=10)
 
 
+def everything(batch):
+    return list(range(len(batch)))
+
+
 def weights_after(make_model, samples, surrogate, cfg, updates=3):
     """All weights, flat, after some updates against the log-probs of the starting policy."""
     learner = learner_of(make_model(), surrogate, cfg)
-    old = learner.log_probs(samples)
+    batch = Batch.of(samples)
+    if cfg.kl_coef:
+        batch.reference = learner_of(make_model(), surrogate, cfg).log_probs(batch, everything(batch)) - 0.1
     for number in range(updates):
-        learner.update(samples, old, number)
+        learner.update(batch, everything(batch), number)
     return torch.cat([weight.flatten() for _, weight in learner.weights()])
 
 
@@ -44,25 +53,27 @@ def plain_log_probs(model, samples, temperature):
 
 @pytest.mark.parametrize("tie", [True, False])
 def test_log_probs_and_gradient_equal_autograd_on_full_logits(make_model, make_samples, settings, tie):
-    samples = make_samples(9, VOCAB)
+    samples = make_samples(9, VOCAB, group=3)
     learner = learner_of(make_model(tie=tie), clip, settings)
-    old = [sample.sampler_log_probs for sample in samples]
+    batch = Batch.of(samples)
+    batch.old = batch.sampler.clone()
     oracle = make_model(tie=tie)
     theirs = list(plain_log_probs(oracle, samples, 0.8))
-    for mine, other in zip(learner.log_probs(samples), theirs, strict=True):
-        assert mine == pytest.approx(other.tolist(), abs=1e-7)  # the model's norms compute in fp32
+    torch.testing.assert_close(
+        learner.log_probs(batch, everything(batch)), torch.cat(theirs).detach(), rtol=0, atol=1e-7
+    )
 
     tokens = sum(len(sample.completion_ids) for sample in samples)
     loss = (
         -sum(
-            clip(log_probs - torch.tensor(before), torch.tensor(sample.advantage, dtype=torch.float64)).sum()
-            for log_probs, before, sample in zip(theirs, old, samples, strict=True)
+            clip(log_probs - torch.tensor(s.sampler_log_probs), torch.tensor(s.advantage, dtype=torch.float64)).sum()
+            for log_probs, s in zip(theirs, samples, strict=True)
         )
         / tokens
     )
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(oracle.parameters(), settings.max_grad_norm)
-    stats = learner.update(samples, old, 0)
+    stats = learner.update(batch, everything(batch), 0)
     assert stats.loss == pytest.approx(loss.item(), rel=1e-6)
     assert stats.grad_norm == pytest.approx(norm.item(), rel=1e-6)
     for mine, other in zip(learner.model.parameters(), oracle.parameters(), strict=True):
@@ -74,7 +85,7 @@ def test_log_probs_and_gradient_equal_autograd_on_full_logits(make_model, make_s
 def test_the_update_does_not_depend_on_how_the_minibatch_is_split(
     make_model, make_samples, settings, normalise, surrogate
 ):
-    samples = make_samples(16, VOCAB)
+    samples = make_samples(16, VOCAB, group=4)
     one, many = (
         weights_after(make_model, samples, surrogate, replace(settings, normalise=normalise, token_budget=budget))
         for budget in (100_000, 24)
@@ -128,9 +139,13 @@ def test_under_sgd_pspo_is_a_smaller_learning_rate(make_model, make_samples, set
 
 def test_ratios_start_at_one_and_leave_it(make_model, make_samples, settings):
     samples = make_samples(8, VOCAB)
-    learner = learner_of(make_model(), no_clip, settings)
-    old = learner.log_probs(samples)
-    first, second = (learner.update(samples, old, number) for number in (0, 1))
+    learner, batch = learner_of(make_model(), no_clip, settings), Batch.of(samples)
+    known = learner.log_probs(batch, everything(batch))
+    first = learner.update(batch, everything(batch), 0)
+    torch.testing.assert_close(batch.old, known, rtol=0, atol=1e-12)  # nobody had to compute them before
+    second = learner.update(batch, everything(batch), 1)
+    torch.testing.assert_close(batch.old, known, rtol=0, atol=1e-12)
+    assert torch.equal(batch.before, batch.old)
     assert first.abs_dev / first.tokens < 1e-12 and first.max_ratio == pytest.approx(1)
     assert second.abs_dev / second.tokens > 1e-3
     assert first.tokens == sum(len(sample.completion_ids) for sample in samples)
@@ -151,28 +166,28 @@ def test_steps_of_the_papers_rate_are_not_lost_in_bf16(make_model, make_samples,
         planned_updates=10,
     )
     before = [weight.clone() for _, weight in learner.weights()]
-    log_probs = learner.log_probs(samples)
-    learner.update(samples, log_probs, 0)
+    batch = Batch.of(samples)
+    log_probs = learner.log_probs(batch, everything(batch))
+    learner.update(batch, everything(batch), 0)
     pairs = [(a, b) for a, (_, b) in zip(before, learner.weights(), strict=True) if a.ndim == 2]
     moved = sum((a != b).sum().item() for a, b in pairs) / sum(a.numel() for a, _ in pairs)
     assert moved > 0.9
     lost = sum((a.bfloat16() == b.bfloat16()).sum().item() for a, b in pairs) / sum(a.numel() for a, _ in pairs)
     assert lost > 0.9  # had the weights been bf16
-    exact = learner_of(make_model(dtype=torch.float32), no_clip, cfg).log_probs(samples)
-    difference = max(abs(x - y) for a, b in zip(log_probs, exact, strict=True) for x, y in zip(a, b, strict=True))
+    exact = learner_of(make_model(dtype=torch.float32), no_clip, cfg).log_probs(batch, everything(batch))
+    difference = (log_probs - exact).abs().max()
     assert 1e-6 < difference < 0.1  # the forward pass did run in bf16
 
 
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 def test_a_non_finite_update_is_stopped_before_the_optimiser_moves(make_model, make_samples, settings, bad):
-    samples = make_samples(4, VOCAB)
-    learner = learner_of(make_model(), no_clip, settings)
-    old = learner.log_probs(samples)
-    learner.update(samples, old, 0)
+    learner, batch = learner_of(make_model(), no_clip, settings), Batch.of(make_samples(4, VOCAB))
+    learner.update(batch, everything(batch), 0)
     before = [weight.clone() for _, weight in learner.weights()]
     moments = [state["exp_avg"].clone() for state in learner.optimizer.state.values()]
     with pytest.raises(NonFiniteError, match="update 1"):
-        learner.update([replace(samples[0], advantage=bad), *samples[1:]], old, 1)
+        batch.advantage[0] = bad
+        learner.update(batch, everything(batch), 1)
     assert all(torch.equal(a, b) for a, (_, b) in zip(before, learner.weights(), strict=True))
     states = learner.optimizer.state.values()
     assert all(torch.equal(a, state["exp_avg"]) for a, state in zip(moments, states, strict=True))
@@ -194,3 +209,83 @@ def test_weights_come_under_checkpoint_names(make_model, settings, tmp_path):
     mine = dict(learner.weights())
     assert mine.keys() == saved.keys()
     assert all(torch.equal(mine[name], saved[name]) for name in saved)
+
+
+LOSSES: dict[str, dict] = {
+    "token": {},
+    "gspo": {"ratio_level": "sequence", "normalise": "sequence"},
+    "kl": {"kl_coef": 0.3},
+    "entropy": {"entropy_bonus": 0.2},
+    "correction": {"correction": "token", "correction_cap": 1.5},
+    "correction of sequences": {"correction": "sequence"},
+    "all": {
+        "ratio_level": "sequence",
+        "kl_coef": 0.3,
+        "kl_estimator": "k2",
+        "entropy_bonus": 0.2,
+        "correction": "token",
+    },
+}
+
+
+@pytest.mark.parametrize("choice", LOSSES)
+@pytest.mark.parametrize("surrogate", [clip, sigmoid])
+def test_every_loss_is_the_same_however_it_is_packed(make_model, make_samples, settings, choice, surrogate):
+    samples = make_samples(12, VOCAB, group=4)
+    cfg = replace(settings, **LOSSES[choice])
+    one, many = (weights_after(make_model, samples, surrogate, replace(cfg, token_budget=n)) for n in (10_000, 24))
+    torch.testing.assert_close(one, many, rtol=1e-8, atol=1e-10)
+    if LOSSES[choice]:
+        assert not torch.allclose(one, weights_after(make_model, samples, surrogate, settings), rtol=0, atol=1e-3)
+
+
+def test_gspo_by_hand(make_model, make_samples, settings):
+    """The gradient of (1/S) sum_i min(s_i A_i, clip(s_i) A_i) with s_i the geometric mean of the sequence's ratios."""
+    samples = make_samples(6, VOCAB, group=3)
+    cfg = replace(settings, ratio_level="sequence", normalise="sequence", max_grad_norm=None, optimizer="sgd", lr=1.0)
+    learner, oracle, batch = learner_of(make_model(), clip, cfg), make_model(), Batch.of(samples)
+    batch.old = batch.sampler.clone()
+    objective = 0.0
+    for sample, log_probs in zip(samples, plain_log_probs(oracle, samples, 0.8), strict=True):
+        s = (log_probs - torch.tensor(sample.sampler_log_probs)).mean().exp()
+        a = torch.tensor(sample.advantage)
+        objective = objective + torch.minimum(s * a, s.clamp(0.8, 1.2) * a) / len(samples)
+    objective.backward()
+    stats = learner.update(batch, everything(batch), 0)
+    assert stats.loss == pytest.approx(-objective.item(), rel=1e-6)
+    for mine, other in zip(learner.model.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, -other.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_gradient_checkpointing_changes_no_bit(make_model, make_samples, settings):
+    samples = make_samples(8, VOCAB, group=4)
+    plain = weights_after(make_model, samples, no_clip, settings)
+    assert torch.equal(
+        plain, weights_after(make_model, samples, no_clip, replace(settings, gradient_checkpointing=True))
+    )
+
+
+def test_log_probs_of_a_part_leave_the_rest_unknown(make_model, make_samples, settings):
+    batch = Batch.of(make_samples(5, VOCAB))
+    found = learner_of(make_model(), no_clip, settings).log_probs(batch, [1, 3])
+    known = torch.cat([torch.arange(batch.starts[i], batch.starts[i + 1]) for i in (1, 3)])
+    assert not found[known].isnan().any() and int(found.isnan().sum()) == len(found) - len(known)
+
+
+def test_an_entropy_bonus_raises_the_entropy(make_model, make_samples, settings):
+    samples = [replace(sample, advantage=0.0) for sample in make_samples(8, VOCAB)]
+    cfg = replace(settings, entropy_bonus=1.0, lr=1e-3)
+    learner, batch = learner_of(make_model(), no_clip, cfg), Batch.of(samples)
+    entropies = [learner.update(batch, everything(batch), k) for k in range(4)]
+    values = [stats.entropy / stats.tokens for stats in entropies]
+    assert values == sorted(values) and values[-1] > values[0] + 1e-4
+
+
+def test_a_kl_term_holds_the_policy_at_its_reference(make_model, make_samples, settings):
+    samples = [replace(sample, advantage=0.0) for sample in make_samples(8, VOCAB)]
+    for estimator in ("k2", "k3"):
+        cfg = replace(settings, kl_coef=1.0, kl_estimator=estimator)
+        learner, batch = learner_of(make_model(), no_clip, cfg), Batch.of(samples)
+        batch.reference = learner.log_probs(batch, everything(batch)) + 0.2 * torch.randn(len(batch.tokens)).double()
+        first, *_, last = (learner.update(batch, everything(batch), k) for k in range(6))
+        assert 0 < last.reference_kl < first.reference_kl

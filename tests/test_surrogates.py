@@ -119,3 +119,17 @@ def test_from_config_fills_in_the_parameters(name, expected):
     log_ratio, one = torch.tensor(math.log(1.5)), torch.tensor(1.0)
     expected = expected if expected is not None else 4 / (1 + math.exp(-0.5))
     assert surrogate(log_ratio, one).item() == pytest.approx(expected)
+
+
+def test_dual_clip_by_hand():
+    """Where A < 0 no value falls below dual * A, and no slope is left there; where A > 0 nothing changes."""
+    log_ratio = torch.tensor([1.0, 2.0, 5.0, 5.0]).log().requires_grad_()
+    values = clip(log_ratio, torch.tensor([-1.0, -1.0, -1.0, 1.0]), dual=3.0)
+    assert values.tolist() == pytest.approx([-1.0, -2.0, -3.0, 1.2])
+    values.sum().backward()
+    assert log_ratio.grad.tolist() == pytest.approx([-1.0, -2.0, 0.0, 0.0])
+
+
+def test_clip_higher_widens_one_side():
+    r = torch.tensor([1.25, 0.7]).log()
+    assert clip(r, torch.tensor([1.0, -1.0]), 0.2, 0.28).tolist() == pytest.approx([1.25, -0.8])

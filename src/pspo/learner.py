@@ -1,9 +1,10 @@
 """The learner: one policy, its optimiser, and one update of it over a minibatch.
 
-    L(theta) = - sum over tokens of  weight * surrogate(log pi_theta - log pi_old, A)
+    update    for each pack of the minibatch: forward, loss (pspo.objective), backward; clip the gradient; one step
+    log_probs the same forward passes without a gradient
 
-The weights come from counts of the whole minibatch (`pspo.objective`), so micro-batches only add up to its gradient.
-Imports: torch, transformers for the model's type, pspo.batching, pspo.logprobs, pspo.objective, pspo.surrogates.
+Over several ranks the policy is sharded (`pspo.sharding`), each rank goes through its own packs, and the gradients add
+up to that of the whole minibatch. Imports: torch, transformers for the model's type, and the rooms of the update.
 """
 
 from __future__ import annotations
@@ -14,16 +15,46 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import embedding
 from transformers import PreTrainedModel
 
-from pspo.batching import MicroBatch, micro_batches
-from pspo.config import schema
+from pspo import adapters
+from pspo.attention import choose_kernel, use_packed_attention
+from pspo.batching import Batch, Pack, packs
+from pspo.config import TrainConfig, schema
 from pspo.errors import NonFiniteError
 from pspo.logprobs import token_log_probs
-from pspo.objective import UpdateStats, sequence_weights, token_stats
-from pspo.surrogates import Surrogate
-from pspo.types import Sample
+from pspo.models import DTYPES, load_policy
+from pspo.objective import Tokens, UpdateStats, loss_of, sequence_weights, token_stats
+from pspo.ranks import Ranks
+from pspo.sharding import merged_known, shard
+from pspo.surrogates import Surrogate, from_config
+
+
+class Policy(nn.Module):
+    """A causal language model as the learner calls it: a pack to log-probs and entropies of its completion tokens.
+
+    With `autocast` the linear layers compute in bfloat16, whatever the dtype of the weights. Prompt positions are never
+    projected to the vocabulary.
+    """
+
+    def __init__(self, model: PreTrainedModel, temperature: float, autocast: bool) -> None:
+        super().__init__()
+        self.model, self.temperature, self.autocast = model, temperature, autocast
+        use_packed_attention(model)
+
+    def forward(self, pack: Pack) -> tuple[Tensor, Tensor]:
+        """[M], [M], in fp32 (fp64 for an fp64 model), at the sampling temperature."""
+        with torch.autocast(pack.ids.device.type, torch.bfloat16, enabled=self.autocast):
+            hidden = self.model.base_model(
+                input_ids=pack.ids[None], position_ids=pack.positions[None], use_cache=False, layout=pack.layout
+            ).last_hidden_state[0]  # [L, D]
+        head: Any = self.model.get_output_embeddings()
+        weight = head.weight.bfloat16() if self.autocast else head.weight
+        chosen = embedding(pack.at, hidden).to(weight.dtype)  # [M, D]; completions of one prompt share their first row
+        return token_log_probs(chosen, weight, pack.targets, self.temperature, bias=head.bias)
 
 
 class Learner:
@@ -32,6 +63,7 @@ class Learner:
     The weights keep the dtype of `model`; with `compute_dtype` bfloat16 the forward pass runs under autocast.
     `temperature` is the one the completions were sampled at: it is part of the policy whose ratio is taken.
     `max_tokens` is the length that normalise=constant divides by. `planned_updates` is what the schedule decays over.
+    `reference` is the policy of the KL term, which cfg.kl_coef above 0 needs.
     """
 
     def __init__(
@@ -44,75 +76,133 @@ class Learner:
         temperature: float,
         max_tokens: int,
         planned_updates: int,
+        attention: schema.Attention = "auto",
+        reference: PreTrainedModel | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.model, self.surrogate, self.cfg = model, surrogate, cfg
-        self.autocast = compute_dtype == "bfloat16"
-        self.temperature, self.max_tokens, self.planned_updates = temperature, max_tokens, planned_updates
+        self.model, self.surrogate, self.cfg, self.ranks = model, surrogate, cfg, ranks or Ranks()
+        self.max_tokens, self.planned_updates = max_tokens, planned_updates
+        self.kernel = choose_kernel(attention, model.device, DTYPES[compute_dtype])
         if cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        autocast = compute_dtype == "bfloat16"
+        self.policy = Policy(model, temperature, autocast)
+        self.reference = None if reference is None else Policy(reference.requires_grad_(False), temperature, autocast)
+        if self.ranks.size > 1:
+            for policy in filter(None, (self.policy, self.reference)):
+                shard(policy, policy.model, self.ranks, torch.bfloat16 if autocast else None)
         self.optimizer = make_optimizer(model, cfg)
 
+    def log_probs(self, batch: Batch, part: Sequence[int]) -> Tensor:
+        """Log-probs [K] of the completion tokens of the samples `part` under the policy as it is now; NaN for the
+        batch's other tokens."""
+        return self._log_probs(self.policy, batch, part)
+
+    def reference_log_probs(self, batch: Batch) -> Tensor:
+        """Log-probs [K] under the policy that training started from: the policy without its adapters where it has any,
+        else a model of its own."""
+        if self.reference is not None:
+            return self._log_probs(self.reference, batch, range(len(batch)))
+        with adapters.reference(self.model):
+            return self._log_probs(self.policy, batch, range(len(batch)))
+
     @torch.no_grad()
-    def log_probs(self, samples: Sequence[Sample]) -> list[tuple[float, ...]]:
-        """Log-probs of every completion token under the policy as it is now, at the sampling temperature."""
-        found = [[0.0] * len(sample.completion_ids) for sample in samples]
-        for micro in micro_batches(samples, self.cfg.token_budget, self.model.device):
-            log_probs, _ = self._forward(micro)
-            places = zip(micro.index.tolist(), micro.offsets.tolist(), log_probs.tolist(), strict=True)
-            for sample, offset, value in places:
-                found[sample][offset] = value
-        return [tuple(row) for row in found]
+    def _log_probs(self, policy: Policy, batch: Batch, part: Sequence[int]) -> Tensor:
+        found = torch.full_like(batch.sampler, torch.nan)
+        with self.ranks.expecting("log-probs of a batch"):
+            for pack in self._packs(batch, part):
+                log_probs, _ = policy(pack)
+                if not pack.ghost:
+                    found[pack.flat] = log_probs.to(found)
+        return merged_known(found, self.ranks, "exchange of log-probs")
 
-    def update(self, samples: Sequence[Sample], old: Sequence[Sequence[float]], number: int) -> UpdateStats:
-        """One optimiser step on a minibatch, given the log-probs of its tokens under the old policy.
+    def update(self, batch: Batch, part: Sequence[int], number: int) -> UpdateStats:
+        """One optimiser step on the minibatch of the samples `part`.
 
-        `number` counts the planned updates of the run from 0 and sets the learning rate. Raises NonFiniteError, with
-        the policy and the optimiser unmoved, where loss or gradient is not finite.
+        Tokens whose `batch.old` is not known take the log-probs they have now, which become their old ones. `number`
+        counts the planned updates of the run from 0 and sets the learning rate. Raises NonFiniteError, with the policy
+        and the optimiser unmoved, where loss or gradient is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        stats = UpdateStats.total(self._accumulate(samples, old))
-        grad_norm = clip_gradients(self.model, self.cfg.max_grad_norm)
-        if not (math.isfinite(stats.loss) and math.isfinite(grad_norm)):
-            raise NonFiniteError(
-                f"loss {stats.loss} and gradient norm {grad_norm} in update {number}: both must be finite"
-            )
+        with self.ranks.expecting(f"update {number}"):
+            stats = UpdateStats.total(self._accumulate(batch, part))
+            grad_norm = clip_gradients(self.model, self.cfg.max_grad_norm)
+        (loss,) = self.ranks.sum([stats.loss], f"loss of update {number}")
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise NonFiniteError(f"loss {loss} and gradient norm {grad_norm} in update {number}: both must be finite")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.cfg, number, self.planned_updates)
         self.optimizer.step()
+        if not batch.moved:  # what this rank has found out is needed by the one that meets the sample next
+            batch.old, batch.before = (merged_known(x, self.ranks, "old log-probs") for x in (batch.old, batch.before))
+        batch.moved = True
         return replace(stats, grad_norm=grad_norm, updates=1.0)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The policy's parameters under their checkpoint names, one by one; tied ones once."""
-        yield from ((name, parameter.detach()) for name, parameter in self.model.named_parameters())
+        """The policy's parameters under their checkpoint names, one by one; tied ones once, adapters merged. Of several
+        ranks each has to go through all of them: a parameter is gathered when its turn comes."""
+        return adapters.merged_weights(self.model)
 
-    def _accumulate(self, samples: Sequence[Sample], old: Sequence[Sequence[float]]) -> Iterator[UpdateStats]:
-        """Adds the gradient of each micro-batch to the parameters, yielding its statistics."""
-        lengths = torch.tensor([len(sample.completion_ids) for sample in samples])
+    def _packs(self, batch: Batch, part: Sequence[int]) -> Iterator[Pack]:
+        """This rank's share of the samples."""
+        return packs(batch, part, self.cfg.token_budget, self.kernel, self.ranks.rank, self.ranks.size)
+
+    def _accumulate(self, batch: Batch, part: Sequence[int]) -> Iterator[UpdateStats]:
+        """Adds the gradient of each pack to the parameters, yielding its statistics."""
+        lengths = torch.from_numpy(batch.lengths).to(batch.device)
+        of_the_part = lengths[list(part)]
         weights = sequence_weights(
-            lengths, self.cfg.normalise, self.max_tokens, tokens=int(lengths.sum()), sequences=len(samples)
+            lengths, self.cfg.normalise, self.max_tokens, tokens=int(of_the_part.sum()), sequences=len(part)
         )
-        for micro in micro_batches(samples, self.cfg.token_budget, self.model.device):
-            log_probs, entropy = self._forward(micro)
-            index, offsets = micro.index.tolist(), micro.offsets.tolist()
-            old_log_probs = log_probs.new_tensor([old[i][k] for i, k in zip(index, offsets, strict=True)])
-            advantage = log_probs.new_tensor([samples[i].advantage for i in index])
-            weight = weights[micro.index.cpu()].to(log_probs)
-
-            log_ratio = log_probs - old_log_probs
-            loss = -(weight * self.surrogate(log_ratio, advantage)).sum()
-            loss.backward()
-            yield replace(
-                token_stats(self.surrogate, log_ratio, advantage, entropy.detach()), loss=float(loss.detach())
+        for pack in self._packs(batch, part):
+            log_probs, entropy = self.policy(pack)
+            if pack.ghost:
+                (0.0 * log_probs.sum()).backward()
+                continue
+            now = log_probs.detach().to(batch.old)
+            old = batch.old[pack.flat]
+            batch.old[pack.flat] = old = torch.where(old.isnan(), now, old)
+            if not batch.moved:
+                batch.before[pack.flat] = now
+            tokens = Tokens(
+                log_probs=log_probs,
+                entropy=entropy,
+                old=old.to(log_probs),
+                sampler=batch.sampler[pack.flat].to(log_probs),
+                reference=None if batch.reference is None else batch.reference[pack.flat].to(log_probs),
+                advantage=batch.advantage[pack.sample].to(log_probs),
+                weight=weights[pack.sample].to(log_probs),
+                lengths=pack.lengths,
             )
+            loss = loss_of(self.surrogate, tokens, self.cfg)
+            loss.backward()
+            yield replace(token_stats(self.surrogate, tokens, self.cfg), loss=float(loss.detach()))
 
-    def _forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropies [M] of a micro-batch's completion tokens; prompt positions are never projected."""
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.autocast):
-            hidden = self.model.base_model(input_ids=micro.input_ids, use_cache=False).last_hidden_state  # [N, T, D]
-        head: Any = self.model.get_output_embeddings()
-        weight = head.weight.bfloat16() if self.autocast else head.weight
-        chosen = hidden[micro.rows, micro.cols].to(weight.dtype)
-        return token_log_probs(chosen, weight, micro.targets, self.temperature)
+
+def make_learner(cfg: TrainConfig, checkpoint: str, ranks: Ranks) -> Learner:
+    """The learner of a run, from the checkpoint that it starts at."""
+
+    def load(dtype: str) -> PreTrainedModel:
+        return load_policy(checkpoint, dtype=dtype, device=device)
+
+    device = f"cuda:{ranks.local_rank}" if cfg.device == "cuda" else "cpu"
+    lora = cfg.model.lora
+    # Weights that are learned are fp32 whatever the dtype of the computation: a step of 5e-7 is lost in a bf16 weight.
+    model = load("float32" if lora is None else cfg.model.dtype).train()
+    if lora is not None:
+        adapters.add_lora(model, lora, cfg.seed)
+    return Learner(
+        model,
+        from_config(cfg.surrogate),
+        cfg.learner,
+        compute_dtype=cfg.model.dtype,
+        temperature=cfg.rollout.temperature,
+        max_tokens=cfg.rollout.max_new_tokens,
+        planned_updates=cfg.updates,
+        attention=cfg.model.attention,
+        reference=load(cfg.model.dtype) if cfg.learner.kl_coef and lora is None else None,
+        ranks=ranks,
+    )
 
 
 def learning_rate(cfg: schema.Learner, number: int, planned: int) -> float:
@@ -125,17 +215,19 @@ def learning_rate(cfg: schema.Learner, number: int, planned: int) -> float:
 
 
 def make_optimizer(model: PreTrainedModel, cfg: schema.Learner) -> torch.optim.Optimizer:
-    """AdamW or plain SGD over all parameters, as the config names it."""
+    """AdamW or plain SGD over all parameters, as the config names it; fused: no temporaries of the weights' size."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if cfg.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay)
+        return torch.optim.SGD(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     return torch.optim.AdamW(
-        parameters, lr=cfg.lr, betas=cfg.betas, eps=cfg.adam_eps, weight_decay=cfg.weight_decay, foreach=True
+        parameters, lr=cfg.lr, betas=cfg.betas, eps=cfg.adam_eps, weight_decay=cfg.weight_decay, fused=True
     )
 
 
 def clip_gradients(model: PreTrainedModel, max_norm: float | None) -> float:
     """Scales the gradient to `max_norm` (None: leaves it) and returns its norm from before."""
     if max_norm is not None:
-        return float(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm))
-    return float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None]))
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    else:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -41,6 +41,11 @@ SECTIONS: dict[str, list[Metric]] = {
         Metric("length/mean", "tokens", "Mean length of the completions, EOS included."),
         Metric("length/max", "tokens", "Longest completion."),
         Metric("length/truncated_share", "share", "Completions cut at rollout.max_new_tokens: no EOS, reward 0."),
+        Metric(
+            "rollout/refilled_groups",
+            "groups",
+            "Groups sampled in place of groups without signal (rollout.refill). All that was sampled counts above.",
+        ),
     ],
     "Policy update": [
         Metric(
@@ -69,6 +74,16 @@ SECTIONS: dict[str, list[Metric]] = {
         ),
         Metric("kl/k3", "nats", "Mean of r - 1 - log r: the same quantity, never negative."),
         Metric(
+            "kl/reference",
+            "nats",
+            "Mean of the KL term's estimate (learner.kl_estimator) from the policy to the starting policy, before its "
+            "coefficient; where learner.kl_coef is above 0.",
+        ),
+        Metric(
+            "correction/mean", "", "Mean importance weight min(pi_old / sampler, cap); where learner.correction is on."
+        ),
+        Metric("correction/capped_share", "share", "Tokens whose importance weight was cut at learner.correction_cap."),
+        Metric(
             "policy/entropy", "nats", "Mean entropy of the policy at completion tokens, at the rollout temperature."
         ),
         Metric("optim/loss", "", "Mean over the step's updates of minus the surrogate's weighted sum."),
@@ -86,6 +101,13 @@ SECTIONS: dict[str, list[Metric]] = {
         Metric(
             "gap/log_prob_max", "nats", "Largest difference in log-prob of any sampled token, learner against sampler."
         ),
+        Metric("gap/kl", "nats", "Estimate (k3) of KL(sampler || learner) with equal weights, a token."),
+        Metric(
+            "gap/effective_share",
+            "share",
+            "Effective sample size of importance weights w from sampler to learner, (sum w)^2 / (n sum w^2), of n "
+            "tokens; 1 where they agree.",
+        ),
     ],
     "Evaluation": [
         Metric(
@@ -102,6 +124,7 @@ SECTIONS: dict[str, list[Metric]] = {
             "Waiting for grades after the last completion; the rest is graded while sampling goes on.",
         ),
         Metric("time/learn_s", "s", "Old log-probs and all updates."),
+        Metric("time/exchange_s", "s", "Waiting for the other ranks' groups and grades, and handing over one's own."),
         Metric("time/check_s", "s", "The first steps' comparison of sampler and learner."),
         Metric("time/sync_s", "s", "Loading the new weights into the sampler."),
         Metric("time/other_s", "s", "The rest of time/step_s: prompts, advantages, batches, bookkeeping."),
@@ -111,7 +134,8 @@ SECTIONS: dict[str, list[Metric]] = {
         Metric(
             "speed/learn_tokens_per_s",
             "tokens/s",
-            "Prompt and completion tokens gone through per second of time/learn_s, each pass counted.",
+            "Prompt and completion tokens of the samples gone through per second of time/learn_s, each pass counted, "
+            "and a prompt as often as completions have it.",
         ),
     ],
 }

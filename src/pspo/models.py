@@ -117,8 +117,15 @@ def read_weights(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
             raise PspoError(f"{path} is damaged: {first_line(error)}") from error
 
 
-def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> Path:
+def save_policy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: str | Path,
+    weights: dict[str, Tensor] | None = None,
+) -> Path:
     """Writes a checkpoint that `AutoModelForCausalLM` and `AutoTokenizer` load: weights as safetensors, and tokenizer.
+
+    `weights`: instead of the model's own, where it is sharded or has adapters (`pspo.adapters.state_dict_to_save`).
 
     Complete or absent: everything is written beside `directory`, flushed to the disk, and then renamed. A directory
     that is already there is replaced.
@@ -128,7 +135,7 @@ def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dire
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        model.save_pretrained(fresh)
+        model.save_pretrained(fresh, state_dict=weights)
         tokenizer.save_pretrained(fresh)
         publish(fresh, target)
     except (OSError, SafetensorError) as error:

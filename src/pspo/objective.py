@@ -1,14 +1,16 @@
 """From per-token values to a loss, and what one update tells about itself. Imports: torch, pspo.surrogates.
 
-The loss of a minibatch is a weighted sum over its tokens. The weights depend on counts of the whole minibatch alone, so
-a minibatch may be split into micro-batches, or over ranks, in any way: the gradient is the same sum.
+    loss = - sum over tokens of  w * (c * surrogate(r, A) - kl_coef * KL(pi || reference) + entropy_bonus * H)
+
+The weights w depend on counts of the whole minibatch alone, so a minibatch may be split into packs, or over ranks, in
+any way: the gradient is the same sum. c corrects for a sampler that is not the learner's old policy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from torch import Tensor
 from pspo.surrogates import Surrogate, log_ratio_limit, ratio, relative_slope
 
 Normalise = Literal["token", "sequence", "constant"]
+Level = Literal["token", "sequence"]
+KlEstimator = Literal["k1", "k2", "k3"]
 
 # A token counts as having nearly no slope where the surrogate passes on less than a tenth of the advantage.
 SMALL_SLOPE = 0.1
@@ -54,6 +58,50 @@ def aggregate(values: Tensor, mask: Tensor, how: Normalise = "token", length: in
     return (values.masked_fill(~inside, 0.0) * weights[:, None].to(values.dtype)).sum()
 
 
+def sequence_mean(values: Tensor, lengths: Tensor) -> Tensor:
+    """Each token's value replaced by the mean over its sequence: [M], lengths [N] with sum M -> [M].
+
+    Of log-ratios this is the log of GSPO's ratio (arXiv 2507.18071, eq. 7); the gradient flows to every token.
+
+    >>> sequence_mean(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([2, 1])).tolist()
+    [2.0, 2.0, 5.0]
+    """
+    means = torch.segment_reduce(values, "mean", lengths=lengths)
+    return means.repeat_interleave(lengths, output_size=len(values))
+
+
+def kl_estimate(log_ratio: Tensor, how: KlEstimator) -> Tensor:
+    """Per-token estimates of KL(pi || ref) on samples of pi, from log_ratio = log pi - log ref, any shape.
+
+        k1    log_ratio               unbiased; its gradient as a loss has mean zero and pulls nowhere
+        k2    log_ratio^2 / 2         biased; its gradient is that of the KL
+        k3    exp(-log_ratio) - 1 + log_ratio    unbiased, never negative; GRPO's
+
+    Source: Schulman, "Approximating KL divergence" (2020). The exponent of k3 is clamped as a ratio's is.
+    """
+    if how == "k1":
+        return log_ratio
+    if how == "k2":
+        return log_ratio.square() / 2
+    if how == "k3":
+        return ratio(-log_ratio) - 1 + log_ratio
+    raise ValueError(f'how must be "k1", "k2" or "k3", not {how!r}')
+
+
+def truncated_weights(log_gap: Tensor, lengths: Tensor, level: Level, cap: float) -> Tensor:
+    """Importance weights min(pi_old / sampler, cap) of tokens, or of whole sequences, truncated at `cap`; no gradient.
+
+    log_gap [M] = log pi_old - log sampler, lengths [N] -> [M]. Source: truncated importance sampling, Ionides (2008);
+    for the gap between an inference engine and a trainer: Yao et al. (2025), "Your efficient RL framework secretly
+    brings you off-policy RL training".
+    """
+    log_gap = log_gap.detach()
+    if level == "sequence":
+        sums = torch.segment_reduce(log_gap, "sum", lengths=lengths)
+        log_gap = sums.repeat_interleave(lengths, output_size=len(log_gap))
+    return ratio(log_gap).clamp(max=cap)
+
+
 @dataclass
 class UpdateStats:
     """What one update, or several added together, saw; sums over completion tokens unless said otherwise."""
@@ -77,6 +125,12 @@ class UpdateStats:
     """r - 1 - log r: the same, never negative"""
     entropy: float = 0.0
     """nats"""
+    reference_kl: float = 0.0
+    """the KL term's estimate, before its coefficient"""
+    correction: float = 0.0
+    """importance weights"""
+    capped: float = 0.0
+    """tokens whose importance weight was cut at the cap"""
     loss: float = 0.0
     """sum over updates"""
     grad_norm: float = 0.0
@@ -92,13 +146,86 @@ class UpdateStats:
         return sum(parts, start=UpdateStats())
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """The M completion tokens of a pack, sequence by sequence; every tensor is [M] but `lengths`.
+
+    log_probs, entropy    under the policy being learned; the gradient flows through these
+    old                   log-probs under the policy in the denominator of the ratios
+    sampler               log-probs under the policy that sampled
+    reference             log-probs under the reference policy, or None
+    advantage, weight     of each token; the weight comes from counts of the whole minibatch
+    lengths  [N]          tokens of each sequence
+    """
+
+    log_probs: Tensor
+    entropy: Tensor
+    old: Tensor
+    sampler: Tensor
+    reference: Tensor | None
+    advantage: Tensor
+    weight: Tensor
+    lengths: Tensor
+
+
+class Settings(Protocol):
+    """What a config says about the loss (`pspo.config.schema.Learner`)."""
+
+    @property
+    def ratio_level(self) -> Level: ...
+    @property
+    def kl_coef(self) -> float: ...
+    @property
+    def kl_estimator(self) -> KlEstimator: ...
+    @property
+    def entropy_bonus(self) -> float: ...
+    @property
+    def correction(self) -> Literal["none", "token", "sequence"]: ...
+    @property
+    def correction_cap(self) -> float: ...
+
+
+def loss_of(surrogate: Surrogate, tokens: Tokens, cfg: Settings) -> Tensor:
+    """The loss above: a scalar, to be minimised, that adds up over packs.
+
+    With cfg.ratio_level "sequence" the ratio of a token is that of its sequence, exp of the mean log-ratio, for every
+    surrogate; with normalise "sequence" and clip this is GSPO (arXiv 2507.18071).
+    """
+    objective = surrogate(_log_ratio(tokens, cfg), tokens.advantage)
+    if cfg.correction != "none":
+        objective = objective * _correction(tokens, cfg)
+    if cfg.kl_coef:
+        assert tokens.reference is not None, "a KL term needs the reference policy's log-probs"
+        objective = objective - cfg.kl_coef * kl_estimate(tokens.log_probs - tokens.reference, cfg.kl_estimator)
+    if cfg.entropy_bonus:
+        objective = objective + cfg.entropy_bonus * tokens.entropy
+    return -(tokens.weight * objective).sum()
+
+
+def _log_ratio(tokens: Tokens, cfg: Settings) -> Tensor:
+    log_ratio = tokens.log_probs - tokens.old
+    return sequence_mean(log_ratio, tokens.lengths) if cfg.ratio_level == "sequence" else log_ratio
+
+
+def _correction(tokens: Tokens, cfg: Settings) -> Tensor:
+    level: Level = "sequence" if cfg.correction == "sequence" else "token"
+    return truncated_weights(tokens.old - tokens.sampler, tokens.lengths, level, cfg.correction_cap)
+
+
 @torch.no_grad()
-def token_stats(surrogate: Surrogate, log_ratio: Tensor, advantage: Tensor, entropy: Tensor) -> UpdateStats:
-    """The statistics of a micro-batch's tokens, each argument [M]; one transfer from the device for all of them."""
-    log_ratio = log_ratio.detach().double()
-    advantage, r = advantage.double(), ratio(log_ratio)
+def token_stats(surrogate: Surrogate, tokens: Tokens, cfg: Settings) -> UpdateStats:
+    """The statistics of a pack's tokens; one transfer from the device for all of them."""
+    log_ratio, advantage = _log_ratio(tokens, cfg).detach().double(), tokens.advantage.double()
+    r = ratio(log_ratio)
     slope = relative_slope(surrogate, log_ratio, advantage).abs()
     signal = advantage != 0
+    nothing = log_ratio.new_zeros(())
+    kl = correction = capped = nothing
+    if cfg.kl_coef and tokens.reference is not None:
+        kl = kl_estimate((tokens.log_probs - tokens.reference).double(), cfg.kl_estimator).sum()
+    if cfg.correction != "none":
+        weights = _correction(tokens, cfg)
+        correction, capped = weights.sum(), (weights >= cfg.correction_cap).sum()
     numbers = torch.stack(
         [
             (r - 1).abs().sum(),
@@ -110,7 +237,10 @@ def token_stats(surrogate: Surrogate, log_ratio: Tensor, advantage: Tensor, entr
             (signal & (slope < SMALL_SLOPE)).sum(),
             -log_ratio.sum(),
             (r - 1 - log_ratio).sum(),
-            entropy.double().sum(),
+            tokens.entropy.double().sum(),
+            kl.double(),
+            correction.double(),
+            capped,
         ]
     ).tolist()
     names = [f.name for f in fields(UpdateStats)][1 : 1 + len(numbers)]  # the order above is the order there

@@ -1,50 +1,57 @@
 """A training run: its parts, and the steps that `pspo.train` is written in.
 
-    problems -> sample -> reward -> old_log_probs -> update ... -> sync -> log -> evaluate
+    problems -> sample -> reward -> refill -> batch -> check -> old_log_probs -> update ... -> sync -> evaluate -> log
 
-Files of a run: docs/files.md. Imports: all rooms below the loop.
+Every rank runs all of it: it samples and grades its share of the prompts, and learns from its share of the tokens. What
+is one file (metrics, checkpoints, evaluations) is the first rank's. Files of a run: docs/files.md. Imports: all rooms
+below the loop.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import random
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from pspo.adapters import state_dict_to_save
 from pspo.advantages import has_signal
+from pspo.batching import Batch
 from pspo.config import TrainConfig, run_dir_of
 from pspo.data import load_tokenizer, make_prompter
 from pspo.errors import MismatchError, NonFiniteError
 from pspo.evalfile import EvalFile, evaluate_to_file, identity_of, weights_digest
 from pspo.evaluation import Protocol, evaluate, prompts_of, stop_if_not_finite
 from pspo.files import write_whole
-from pspo.grading import STATUSES, Grade, Grader
-from pspo.learner import Learner, learning_rate
-from pspo.models import load_policy, read_weights, save_policy
+from pspo.grading import Grade, Grader
+from pspo.learner import learning_rate, make_learner
+from pspo.measures import counted, gap_metrics, rollout_metrics, update_metrics
+from pspo.models import read_weights, save_policy
 from pspo.objective import UpdateStats
 from pspo.provenance import provenance
-from pspo.rollout import Decoding, make_sampler
+from pspo.ranks import Ranks
+from pspo.rollout import Decoding, Sampler, make_sampler
+from pspo.rollout.shared import sampled_by_all
 from pspo.scores import scores
 from pspo.seeds import derive
 from pspo.startup import data_reports, load_parts, prepare, starting_checkpoint
-from pspo.surrogates import from_config
 from pspo.tracking import Tracker
-from pspo.types import Completion, Group, Problem, Sample
+from pspo.types import Completion, Group, Problem, samples_of
 
-STEP_PHASES = ("rollout", "grade", "check", "learn", "sync")
+STEP_PHASES = ("rollout", "grade", "exchange", "check", "learn", "sync")
+T = TypeVar("T")
 
 
 class Run:
@@ -53,8 +60,8 @@ class Run:
     Writes into `run_dir_of(cfg)`, which the caller holds (`pspo.rundir`).
     """
 
-    def __init__(self, cfg: TrainConfig) -> None:
-        self.cfg, self.dir = cfg, run_dir_of(cfg)
+    def __init__(self, cfg: TrainConfig, ranks: Ranks) -> None:
+        self.cfg, self.ranks, self.dir = cfg, ranks, run_dir_of(cfg)
         self.total_seconds: defaultdict[str, float] = defaultdict(float)
         self.validated: dict[int, float] = {}
         self.checks_left = 2  # of sampler against learner: on the first batch, and on the first with new weights
@@ -80,30 +87,23 @@ class Run:
         self.tokenizer = load_tokenizer(checkpoint)
         self.prompter = make_prompter(cfg.prompt, cfg.data, self.tokenizer)
         self.data = load_parts(cfg, self.prompter)
-        if reports := data_reports(cfg):
+        if self.ranks.first and (reports := data_reports(cfg)):
             write_whole(self.dir / "data.json", json.dumps(reports, indent=1) + "\n")
         longest = cfg.rollout.max_prompt_tokens + max(cfg.rollout.max_new_tokens, cfg.eval.max_new_tokens)
         self.sampler = make_sampler(checkpoint, cfg.rollout, self.tokenizer, cfg.device, longest, self.prompter.ends)
         stack.callback(self.sampler.close)
-        # Weights in fp32 whatever the dtype of the computation: a step of 5e-7 is lost in a bf16 weight.
-        model = load_policy(checkpoint, dtype="float32", attention=cfg.model.attention, device=cfg.device)
-        self.learner = Learner(
-            model.train(),
-            from_config(cfg.surrogate),
-            cfg.learner,
-            compute_dtype=cfg.model.dtype,
-            temperature=cfg.rollout.temperature,
-            max_tokens=cfg.rollout.max_new_tokens,
-            planned_updates=cfg.updates,
-        )
-        self.tracker = stack.enter_context(Tracker(self.dir, cfg))
+        self.learner = make_learner(cfg, checkpoint, self.ranks)
+        self.tracker = stack.enter_context(Tracker(self.dir, cfg)) if self.ranks.first else None
         self.total_seconds["set_up"] = time.perf_counter() - started
 
     def _clear(self) -> None:
         """What belongs to one step."""
         self.metrics: dict[str, float] = {}
-        self.grading: list[Future[list[Grade]]] = []  # of each group, in order
-        self.updates: list[UpdateStats] = []
+        self.sampled: list[Group] = []  # of all ranks, those that were replaced included
+        self.grades: list[Grade] = []  # of their completions
+        self.grading: list[Future[list[Grade]]] = []  # of this rank's groups since the last reward
+        self.learning: Batch | None = None
+        self.updates: list[UpdateStats] = []  # of this rank's share
         self.learned_tokens = 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -121,9 +121,9 @@ class Run:
 
         A group is handed to the grader as soon as it is finished, while the others are still being sampled.
         """
-        rollout = self.cfg.rollout
-        prompts = prompts_of(problems, self.prompter, rollout.max_prompt_tokens)
-        seeds = [derive(self.cfg.seed, "rollout", step, problem.id) for problem in problems]
+        rollout, mine = self.cfg.rollout, self.ranks.share(problems)
+        prompts = prompts_of(mine, self.prompter, rollout.max_prompt_tokens)
+        seeds = [derive(self.cfg.seed, "rollout", step, problem.id) for problem in mine]
         decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.group_size)
         drawn: dict[int, tuple[Completion, ...]] = {}
         grading: dict[int, Future[list[Grade]]] = {}
@@ -131,46 +131,54 @@ class Run:
             for index, completions in self.sampler.stream(prompts, seeds, decoding):
                 stop_if_not_finite(completions)
                 drawn[index] = tuple(completions)
-                gold, style = problems[index].gold, self.prompter.style
+                gold, style = mine[index].gold, self.prompter.style
                 grading[index] = self.grader.submit([(c.text, gold, style) for c in completions])
-        order = range(len(problems))
-        self.grading = [grading[index] for index in order]
-        groups = [Group(problems[index], prompts[index], drawn[index]) for index in order]
-        lengths = [len(completion.token_ids) for group in groups for completion in group.completions]
-        cut = [not completion.finished for group in groups for completion in group.completions]
-        self.metrics |= {
-            "length/mean": sum(lengths) / len(lengths),
-            "length/max": max(lengths),
-            "length/truncated_share": sum(cut) / len(cut),
-            "speed/rollout_tokens_per_s": sum(lengths) / self.seconds["rollout"],
-        }
+        self.grading = [grading[index] for index in range(len(mine))]
+        groups = [Group(problem, prompts[k], drawn[k]) for k, problem in enumerate(mine)]
+        with self.clock("exchange"):
+            groups = self.ranks.interleave(self.ranks.gather(groups, f"exchange of groups of step {step}"))
+        self.sampled += groups
         return groups
 
     def reward(self, groups: Sequence[Group]) -> Tensor:
         """Rewards [P, G]: 1 for a right answer in a completion that ended by itself, else 0."""
         with self.clock("grade"):
-            grades = [grade for graded in self.grading for grade in graded.result()]
-        ended = [completion.finished for group in groups for completion in group.completions]
-        right = [float(grade.correct and end) for grade, end in zip(grades, ended, strict=True)]
-        rewards = torch.tensor(right).view(len(groups), -1)
-        self.metrics |= {
-            "reward/mean": float(rewards.mean()),
-            "accuracy/train": float(rewards.mean()),
-            "reward/no_signal_share": 1 - float(has_signal(rewards).float().mean()),
-            "accuracy/train_lenient": sum(g.lenient and end for g, end in zip(grades, ended, strict=True))
-            / len(grades),
-            **{f"grade/{status}_share": share(grades, status) for status in STATUSES},
-        }
-        return rewards
+            mine = [graded.result() for graded in self.grading]
+        with self.clock("exchange"):
+            graded = self.ranks.interleave(self.ranks.gather(mine, "exchange of grades"))
+        grades = [grade for of_a_group in graded for grade in of_a_group]
+        self.grades += grades
+        right = [float(correct) for correct in counted((grade.correct for grade in grades), groups)]
+        return torch.tensor(right).view(len(groups), -1)
 
-    def with_signal(self, samples: list[Sample], rewards: Tensor) -> list[Sample]:
-        """The samples to learn from: without groups whose rewards are all equal, unless the config keeps them."""
-        if not self.cfg.learner.drop_no_signal:
-            return samples
-        kept = has_signal(rewards).repeat_interleave(rewards.shape[1]).tolist()
-        return [sample for sample, keep in zip(samples, kept, strict=True) if keep]
+    def refill(self, groups: list[Group], rewards: Tensor, step: int) -> tuple[list[Group], Tensor]:
+        """Groups whose rewards are all equal, replaced by groups of other problems, rollout.refill times at most."""
+        taken = [group.problem for group in groups]
+        spare = spare_problems(self.data.train, taken, derive(self.cfg.seed, "spare", step))
+        for _ in range(self.cfg.rollout.refill):
+            empty = (~has_signal(rewards)).nonzero().flatten().tolist()
+            problems = list(islice(spare, len(empty)))
+            if not problems:
+                break
+            fresh = self.sample(problems, step)
+            empty = empty[: len(fresh)]
+            rewards[empty] = self.reward(fresh)
+            for place, group in zip(empty, fresh, strict=True):
+                groups[place] = group
+        return groups, rewards
 
-    def check(self, samples: Sequence[Sample], step: int) -> None:
+    def batch(self, groups: Sequence[Group], advantages: Tensor, rewards: Tensor) -> Batch:
+        """What the step learns from: without groups whose rewards are all equal, unless the config keeps them."""
+        self.metrics["reward/no_signal_share"] = 1 - float(has_signal(rewards).float().mean())
+        kept = has_signal(rewards) if self.cfg.learner.drop_no_signal else torch.ones(len(groups), dtype=torch.bool)
+        chosen = kept.nonzero().flatten().tolist()
+        self.learning = self._batch_of([groups[k] for k in chosen], advantages[kept].tolist())
+        return self.learning
+
+    def _batch_of(self, groups: Sequence[Group], advantages: Sequence[Sequence[float]]) -> Batch:
+        return Batch.of(samples_of(groups, advantages), self.learner.model.device)
+
+    def check(self, groups: Sequence[Group], step: int) -> None:
         """Do sampler and learner hold the same policy? On the first batch, and on the first after new weights.
 
         Raises MismatchError where ratios would not start near 1, with the causes that we have seen.
@@ -178,11 +186,13 @@ class Run:
         if not self.checks_left:
             return
         with self.clock("check"):
-            self.metrics |= gap(self.learner.log_probs(samples), [sample.sampler_log_probs for sample in samples])
-        found, allowed = self.metrics["gap/abs_dev_mean"], self.cfg.rollout.max_gap
-        if not found <= allowed:  # written so that a gap that is not a number stops the run as well
+            batch = self._batch_of(groups, [[0.0] * len(group.completions) for group in groups])
+            found = self.learner.log_probs(batch, range(len(batch))) - batch.sampler
+            self.metrics |= gap_metrics(found)
+        deviation, allowed = self.metrics["gap/abs_dev_mean"], self.cfg.rollout.max_gap
+        if not deviation <= allowed:  # written so that a gap that is not a number stops the run as well
             raise MismatchError(
-                f"on the batch of step {step} the learner's ratios to the sampler have mean |r - 1| = {found:.2g}, "
+                f"on the batch of step {step} the learner's ratios to the sampler have mean |r - 1| = {deviation:.2g}, "
                 f"above rollout.max_gap={allowed}: they would not start at 1. Causes seen: weights or tokenizer that "
                 "differ between the two, a temperature that one of them does not apply, new weights that do not reach "
                 "the sampler, rollout.dtype=bfloat16 beside model.dtype=float32"
@@ -190,40 +200,43 @@ class Run:
         if self.checks_left == 2 or self.moved:
             self.checks_left -= 1
 
-    def old_log_probs(self, samples: Sequence[Sample]) -> list[tuple[float, ...]]:
-        """Log-probs of every completion token under the policy that the ratios are taken against."""
-        sampled = [sample.sampler_log_probs for sample in samples]
-        if self.cfg.learner.old_log_probs == "sampler" or not samples:
-            return sampled  # the gap is that of the first update: the policy has not moved before it
-        with self.clock("learn"):
-            learned = self.learner.log_probs(samples)
-        self.metrics |= gap(learned, sampled)
-        return learned
+    def old_log_probs(self, batch: Batch, passes: Sequence[Sequence[Sequence[int]]]) -> None:
+        """Log-probs of every completion token under the policies that do not move during the step.
 
-    def update(self, samples: Sequence[Sample], old: Sequence[Sequence[float]], step: int) -> None:
+        batch.old        that in the denominator of the ratios: the sampler's word, or the learner's before its first
+                         update. The first minibatch needs no pass of its own: it meets the policy unmoved
+        batch.reference  the starting policy's, for a KL term
+        """
+        everything = range(len(batch))
+        first = passes[0][0] if len(batch) else []
+        with self.clock("learn"):
+            if self.cfg.learner.kl_coef:
+                batch.reference = self.learner.reference_log_probs(batch)
+            if self.cfg.learner.old_log_probs == "sampler":
+                batch.old = batch.sampler.clone()
+            else:
+                batch.old = self.learner.log_probs(batch, sorted(set(everything) - set(first)))
+                batch.before = batch.old.clone()
+
+    def update(self, batch: Batch, part: Sequence[int], step: int) -> None:
         """One optimiser update over a minibatch. Saves what is needed to look into a non-finite one, and raises it."""
         cfg = self.cfg.learner
         number = (step - 1) * cfg.passes * cfg.minibatches + len(self.updates)
         try:
             with self.clock("learn"):
-                stats = self.learner.update(samples, old, number)
+                stats = self.learner.update(batch, part, number)
         except NonFiniteError as error:
             evidence = self.dir / "nonfinite" / f"step-{step}"
-            save_policy(self.learner.model, self.tokenizer, evidence)
-            rows = [{**asdict(sample), "old_log_probs": list(row)} for sample, row in zip(samples, old, strict=True)]
-            (evidence / "minibatch.json").write_text(json.dumps(rows))
+            self._save(evidence)
+            if self.ranks.first:
+                write_whole(evidence / "minibatch.json", json.dumps(batch.rows(part)))
             raise NonFiniteError(
                 f"step {step}: {error}. Policy before the update and its minibatch: {evidence}"
             ) from error
-        if not self.updates and "gap/abs_dev_mean" not in self.metrics:
-            self.metrics |= {
-                "gap/abs_dev_mean": stats.abs_dev / stats.tokens,
-                "gap/log_prob_max": stats.max_abs_log_ratio,
-            }
         self.metrics["optim/lr"] = learning_rate(cfg, number, self.cfg.updates)
         self.updates.append(stats)
         self.moved = True
-        self.learned_tokens += sum(len(sample) for sample in samples)
+        self.learned_tokens += batch.sequence_tokens(part)
 
     def sync(self) -> None:
         """Streams the learner's weights into the sampler."""
@@ -238,8 +251,7 @@ class Run:
         due = every > 0 and (step % every == 0 or step == self.cfg.steps)
         if due:
             with self.clock("eval"):
-                records = evaluate(self.sampler, self.prompter, self.grader, self.data.validation, self.protocol)
-            found = scores(records, self.prompter.style)
+                found = self._by_all(self._validate)
             self.validated[step] = found["accuracy"]
             self.metrics |= {
                 "eval/validation_accuracy": found["accuracy"],
@@ -252,16 +264,32 @@ class Run:
     def log(self, step: int) -> None:
         """Writes the step's metrics; step 0 is before training."""
         if step > 0:
-            self.metrics |= update_metrics(UpdateStats.total(self.updates))
-            self.metrics["speed/learn_tokens_per_s"] = self.learned_tokens / max(self.seconds["learn"], 1e-9)
+            self.metrics |= self._step_metrics()
             whole = time.perf_counter() - self.step_started - self.seconds["eval"] - self.seconds["save"]
             self.metrics["time/step_s"] = whole
             self.metrics["time/other_s"] = whole - sum(self.seconds[phase] for phase in STEP_PHASES)
         self.metrics |= {f"time/{phase}_s": seconds for phase, seconds in self.seconds.items()}
         for phase, seconds in self.seconds.items():
             self.total_seconds[phase] += seconds
-        self.tracker.log(step, self.metrics)
+        if self.tracker is not None:
+            self.tracker.log(step, self.metrics)
         self._clear()
+
+    def _step_metrics(self) -> dict[str, float]:
+        """Of everything that was sampled and learned in the step, all ranks together."""
+        tokens = sum(len(completion.token_ids) for group in self.sampled for completion in group.completions)
+        found = {
+            **rollout_metrics(self.sampled, self.grades),
+            "rollout/refilled_groups": len(self.sampled) - self.cfg.rollout.prompts,
+            "speed/rollout_tokens_per_s": tokens / max(self.seconds["rollout"], 1e-9),
+            "speed/learn_tokens_per_s": self.learned_tokens / max(self.seconds["learn"], 1e-9),
+        }
+        if self.learning is not None:
+            found |= gap_metrics(self.learning.before - self.learning.sampler)
+        shares = self.ranks.gather(UpdateStats.total(self.updates), "exchange of statistics")
+        # every rank has counted each update, and its gradient's norm, which is that of all ranks together
+        whole = replace(UpdateStats.total(shares), updates=shares[0].updates, grad_norm=shares[0].grad_norm)
+        return found | update_metrics(whole, self.cfg.learner)
 
     @property
     def best_step(self) -> int:
@@ -274,11 +302,11 @@ class Run:
         found: dict[str, dict[str, Any]] = {}
         if self.cfg.eval.at_end:
             with self.clock("test"):
-                found["last"] = self._test(self.cfg.steps, "")
+                found["last"] = self._by_all(lambda sampler: self._test(sampler, self.cfg.steps, ""))
                 if self.validated:  # without validation no step is the best one
                     if self.best_step != self.cfg.steps:
                         self.sampler.load(read_weights(self._step_dir(self.best_step)))
-                    found["best"] = self._test(self.best_step, ".best")
+                    found["best"] = self._by_all(lambda sampler: self._test(sampler, self.best_step, ".best"))
             self.total_seconds["test"] = self.seconds["test"]
         result = {
             "run_dir": str(self.dir),
@@ -289,8 +317,9 @@ class Run:
             "seconds": dict(self.total_seconds),
             "provenance": provenance(),
         }
-        (self.dir / "summary.json").write_text(json.dumps(result, indent=1) + "\n")
-        (self.dir / "DONE").touch()
+        if self.ranks.first:
+            (self.dir / "summary.json").write_text(json.dumps(result, indent=1) + "\n")
+            (self.dir / "DONE").touch()
 
     @property
     def protocol(self) -> Protocol:
@@ -298,7 +327,15 @@ class Run:
         decoding = Decoding(self.cfg.eval.max_new_tokens, temperature=0.0)
         return Protocol(decoding, self.cfg.rollout.max_prompt_tokens, self.cfg.seed)
 
-    def _test(self, step: int, which: str) -> dict[str, Any]:
+    def _by_all(self, work: Callable[[Sampler], T]) -> T:
+        """What `work` returns on the first rank, which has all ranks' samplers for it; every rank gets it."""
+        return sampled_by_all(work, self.sampler, self.ranks)
+
+    def _validate(self, sampler: Sampler) -> dict[str, Any]:
+        records = evaluate(sampler, self.prompter, self.grader, self.data.validation, self.protocol)
+        return scores(records, self.prompter.style)
+
+    def _test(self, sampler: Sampler, step: int, which: str) -> dict[str, Any]:
         """Scores of the sampler's policy, which is that of `step`, on the test part; written to the run's eval/."""
         cfg, chunk, problems = self.cfg, self.cfg.eval.chunk, self.data.test
         checkpoint, protocol = self._step_dir(step), self.protocol
@@ -311,15 +348,22 @@ class Run:
             "prompt": self.prompter.described(problems[0].question),
         }
         file = EvalFile(self.dir / "eval" / f"{cfg.data.name}{which}.jsonl", made_of, about)
-        records = evaluate_to_file(file, lambda: self.sampler, self.prompter, self.grader, problems, protocol, chunk)
+        records = evaluate_to_file(file, lambda: sampler, self.prompter, self.grader, problems, protocol, chunk)
         return scores(records, self.prompter.style)
 
     def _checkpoint(self, step: int) -> None:
         """Saves the policy and lets go of all earlier ones but the best."""
-        save_policy(self.learner.model, self.tokenizer, self._step_dir(step))
-        for other in self._step_dir(step).parent.glob("step-*"):
-            if other.name not in (f"step-{step}", f"step-{self.best_step}"):
-                shutil.rmtree(other)
+        self._save(self._step_dir(step))
+        if self.ranks.first:
+            for other in self._step_dir(step).parent.glob("step-*"):
+                if other.name not in (f"step-{step}", f"step-{self.best_step}"):
+                    shutil.rmtree(other)
+
+    def _save(self, directory: Path) -> None:
+        """Writes the policy as a checkpoint: gathered by all ranks, written by the first."""
+        weights = state_dict_to_save(self.learner.model, keep=self.ranks.first)
+        write = partial(save_policy, self.learner.model, self.tokenizer, directory, weights)
+        self.ranks.from_first(write, f"writing {directory.name}")
 
     def _step_dir(self, step: int) -> Path:
         return self.dir / "checkpoints" / f"step-{step}"
@@ -342,36 +386,9 @@ def epoch_order(seed: int, epoch: int, total: int) -> tuple[int, ...]:
     return tuple(order)
 
 
-def gap(learned: Sequence[Sequence[float]], sampled: Sequence[Sequence[float]]) -> dict[str, float]:
-    """How far the learner's log-probs are from the sampler's, over all tokens."""
-    pairs = [pair for rows in zip(learned, sampled, strict=True) for pair in zip(*rows, strict=True)]
-    differences = [a - b for a, b in pairs]
-    return {
-        "gap/abs_dev_mean": sum(abs(math.expm1(min(d, 20.0))) for d in differences) / max(1, len(differences)),
-        "gap/log_prob_max": max((abs(d) for d in differences), default=0.0),
-    }
-
-
-def share(grades: Sequence[Grade], *statuses: str) -> float:
-    """Share of the grades that have one of the statuses."""
-    return sum(grade.status in statuses for grade in grades) / len(grades)
-
-
-def update_metrics(stats: UpdateStats) -> dict[str, float]:
-    """The step's updates as metrics: means over tokens, over tokens with an advantage, or over updates."""
-    if not stats.updates:  # no group gave a signal: there is nothing to take a mean of
-        return {"optim/updates": 0.0}
-    tokens, signal, updates = stats.tokens, max(stats.signal, 1), stats.updates
-    return {
-        "ratio/abs_dev_mean": stats.abs_dev / tokens,
-        "ratio/max": stats.max_ratio,
-        "ratio/clamped_share": stats.clamped / tokens,
-        "slope/zero_share": stats.zero_slope / signal,
-        "slope/small_share": stats.small_slope / signal,
-        "kl/k1": stats.k1 / tokens,
-        "kl/k3": stats.k3 / tokens,
-        "policy/entropy": stats.entropy / tokens,
-        "optim/loss": stats.loss / updates,
-        "optim/grad_norm": stats.grad_norm / updates,
-        "optim/updates": stats.updates,
-    }
+def spare_problems(train: Sequence[Problem], taken: Sequence[Problem], seed: int) -> Iterator[Problem]:
+    """Training problems other than `taken`, each once, in an order that follows from `seed`."""
+    used, rng = {problem.id for problem in taken}, random.Random(seed)
+    for place in rng.sample(range(len(train)), len(train)):
+        if train[place].id not in used:
+            yield train[place]

@@ -89,7 +89,7 @@ def warm_start(cfg: SftConfig) -> Path:
         started = time.perf_counter()
         tokenizer = build_tokenizer(data)
         eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-        model = build(arch, len(tokenizer), eos, pad, cfg.sft.seed, cfg.model.attention).to(cfg.device)
+        model = build(arch, len(tokenizer), eos, pad, cfg.sft.seed, "sdpa").to(cfg.device)
         print(
             f"warm start: {sum(p.numel() for p in model.parameters()):,} parameters, {cfg.sft.steps} steps -> {target}"
         )

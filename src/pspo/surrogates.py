@@ -33,10 +33,21 @@ def no_clip(log_ratio: Tensor, advantage: Tensor) -> Tensor:
     return ratio(log_ratio) * advantage.detach()
 
 
-def clip(log_ratio: Tensor, advantage: Tensor, epsilon_low: float = 0.2, epsilon_high: float = 0.2) -> Tensor:
-    """min(r A, clip(r, 1 - epsilon_low, 1 + epsilon_high) A): no slope once r has moved past the bound A points to."""
+def clip(
+    log_ratio: Tensor,
+    advantage: Tensor,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    dual: float | None = None,
+) -> Tensor:
+    """min(r A, clip(r, 1 - epsilon_low, 1 + epsilon_high) A): no slope once r has moved past the bound A points to.
+
+    Clip-higher (DAPO, arXiv 2503.14476) is an epsilon_high above epsilon_low. `dual` is dual-clip's bound (arXiv
+    1912.09729, eq. 5): where A < 0 no value falls below dual * A, so that one token's large ratio cannot rule.
+    """
     r, a = ratio(log_ratio), advantage.detach()
-    return torch.minimum(r * a, r.clamp(1 - epsilon_low, 1 + epsilon_high) * a)
+    value = torch.minimum(r * a, r.clamp(1 - epsilon_low, 1 + epsilon_high) * a)
+    return value if dual is None else torch.where(a < 0, torch.maximum(value, dual * a), value)
 
 
 def sigmoid(log_ratio: Tensor, advantage: Tensor, tau_pos: float = 1.0, tau_neg: float = 1.05) -> Tensor:

@@ -6,9 +6,11 @@ surrogates are in pspo.surrogates, advantages in pspo.advantages, the loss and i
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pspo.config import TrainConfig, program, run_dir_of
+from pspo.ranks import joined
 from pspo.rundir import claimed
 
 if TYPE_CHECKING:
@@ -18,15 +20,16 @@ if TYPE_CHECKING:
 def train(cfg: TrainConfig) -> None:
     """One run, in a directory of its own; nothing is done where it is complete.
 
-    Raises MismatchError where sampler and learner disagree at the start, NonFiniteError where the policy or an update
-    is not finite. Heavy imports stand inside the functions, so that a wrong setting or directory is told before them.
+    Under torchrun or srun every rank runs this; one process alone is a rank of one. Raises MismatchError where sampler
+    and learner disagree at the start, NonFiniteError where the policy or an update is not finite. Heavy imports stand
+    inside the functions, so that a wrong setting or directory is told before them.
     """
-    with claimed(run_dir_of(cfg), cfg) as complete:
-        if complete:
+    with joined(cfg.device, cfg.rank_timeout) as ranks, ExitStack() as stack:
+        if ranks.from_first(lambda: stack.enter_context(claimed(run_dir_of(cfg), cfg)), "claiming the run's directory"):
             return
         from pspo.run import Run
 
-        with Run(cfg) as run:
+        with Run(cfg, ranks) as run:
             optimise(run, cfg)
 
 
@@ -35,22 +38,26 @@ def optimise(run: Run, cfg: TrainConfig) -> None:
     from pspo.advantages import group_advantages
     from pspo.batching import minibatches
     from pspo.seeds import derive
-    from pspo.types import samples_of
 
+    inner = cfg.learner
     run.evaluate(step=0)
     run.log(step=0)
     for step in range(1, cfg.steps + 1):
         problems = run.problems(step)  # P problems, the same for a seed whatever the method
         groups = run.sample(problems, step)  # P x G completions with the sampler's log-probs
         rewards = run.reward(groups)  # [P, G]
-        advantages = group_advantages(rewards, cfg.learner.advantage_scale, cfg.learner.advantage_eps)
-        samples = samples_of(groups, advantages.tolist())
-        run.check(samples, step)  # at the start of a run: sampler and learner are the same policy
-        samples = run.with_signal(samples, rewards)
-        old = run.old_log_probs(samples)  # the policy in the denominator of every ratio of this step
-        for inner in range(cfg.learner.passes):  # mu passes over the same samples: ratios leave 1
-            for part in minibatches(len(samples), cfg.learner.minibatches, derive(cfg.seed, "pass", step, inner)):
-                run.update([samples[i] for i in part], [old[i] for i in part], step)
+        groups, rewards = run.refill(groups, rewards, step)  # off by default: groups without signal, sampled anew
+        advantages = group_advantages(rewards, inner.advantage_scale, inner.advantage_eps)
+        run.check(groups, step)  # at the start of a run: sampler and learner are the same policy
+        batch = run.batch(groups, advantages, rewards)  # flat tensors of the completions that give a signal
+        passes = [  # mu passes over the same batch: ratios leave 1
+            minibatches(batch, inner.minibatches, derive(cfg.seed, "pass", step, k), inner.minibatch_of)
+            for k in range(inner.passes)
+        ]
+        run.old_log_probs(batch, passes)  # of the policy in the denominator of every ratio of this step
+        for parts in passes:
+            for part in parts:
+                run.update(batch, part, step)  # surrogate, gradient, one optimiser step
         run.sync()  # the sampler gets the learner's weights
         run.evaluate(step)
         run.log(step)

@@ -2,9 +2,11 @@
 
 Plain data, no behaviour, standard library only. Axes, used in every comment and docstring of the project:
 
-    P  problems of a step (`rollout.prompts`)      N  sequences of a micro-batch
-    G  completions of a problem (`group_size`)     T  positions of a padded sequence
-    M  completion tokens of a micro-batch          D  hidden width        V  vocabulary
+    P  problems of a step (`rollout.prompts`)      N  sequences of a pack, which is what
+    G  completions of a problem (`group_size`)        goes through the learner at once
+    S  samples that a step learns from             L  tokens of a pack
+    K  completion tokens of these samples          M  completion tokens of a pack
+    D  hidden width                                V  vocabulary
 
 A worked miniature. One problem (P = 1), two completions (G = 2), prompt of two tokens, EOS = 1:
 

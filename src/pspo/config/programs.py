@@ -21,6 +21,7 @@ from pspo.config.schema import (
     Learner,
     Model,
     NonNegative,
+    Positive,
     Prompt,
     Rollout,
     Seed,
@@ -48,6 +49,8 @@ class TrainConfig:
     models: str
     device: Device
     threads: Threads | None
+    rank_timeout: Positive
+    """Seconds that one rank waits for another before the run is ended (docs/performance.md)."""
     surrogate: Surrogate
     model: Model
     sft: WarmStart
@@ -186,5 +189,5 @@ class StudyConfig:
 
 def needs_device(device: Device, model: Model) -> None:
     """Settings that only one kind of device can honour."""
-    if device == "cpu" and model.attention == "flash_attention_2":
+    if device == "cpu" and model.attention == "varlen":
         raise ConfigError("model.attention", model.attention, "needs device=cuda")

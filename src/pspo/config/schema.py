@@ -27,6 +27,7 @@ Decay = Annotated[float, Strict(), Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Strict(), Field(ge=0)]
 DType = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda"]
+Attention = Literal["auto", "padded", "varlen"]
 
 FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -44,12 +45,19 @@ class NoClip:
 
 @dataclass(frozen=True)
 class Clip:
-    """min(r A, clip(r, 1 - epsilon_low, 1 + epsilon_high) A)."""
+    """min(r A, clip(r, 1 - epsilon_low, 1 + epsilon_high) A); clip-higher is an epsilon_high above epsilon_low."""
 
     __pydantic_config__ = FORBID
     name: Literal["clip"]
     epsilon_low: Annotated[float, Strict(), Field(ge=0, le=1)]
     epsilon_high: NonNegative
+    dual: Annotated[float, Strict(), Field(gt=1)] | None
+    """Dual-clip: the largest ratio that counts where A < 0; null: any."""
+
+    def __post_init__(self) -> None:
+        if self.dual is not None and self.dual <= 1 + self.epsilon_high:
+            allowed = f"must be above 1 + surrogate.epsilon_high = {1 + self.epsilon_high}"
+            raise ConfigError("surrogate.dual", self.dual, allowed)
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,29 @@ class Architecture:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters on linear layers: W + (alpha / rank) B A, with A and B learned and W frozen.
+
+    There is no dropout: the log-probs that a ratio compares would come from two differently thinned policies, and the
+    ratios of the first update would not be 1.
+    """
+
+    __pydantic_config__ = FORBID
+    rank: Count
+    alpha: Positive
+    targets: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Last parts of the names of the layers to adapt, such as q_proj; or `all-linear`: all but the output head."""
+
+    def __post_init__(self) -> None:
+        if "all-linear" in self.targets and len(self.targets) > 1:
+            raise ConfigError("model.lora.targets", list(self.targets), "all-linear stands alone")
+        if frozen := [target for target in self.targets if target.split(".")[-1] in ("lm_head", "embed_tokens")]:
+            raise ConfigError(
+                "model.lora.targets", frozen[0], "embedding and output head take no adapter: leave it out"
+            )
+
+
+@dataclass(frozen=True)
 class Model:
     """A checkpoint directory or hub id (`path`), or an architecture to warm-start here (`arch`); one of the two."""
 
@@ -108,12 +139,16 @@ class Model:
     revision: Text | None
     arch: Architecture | None
     dtype: DType
-    attention: Literal["eager", "sdpa", "flash_attention_2"]
+    attention: Attention
+    """The learner's kernel: varlen (flash attention over ragged sequences: CUDA, bfloat16), padded
+    (scaled_dot_product_attention on rows of equal length), auto: varlen where it can be had."""
+    lora: Lora | None
+    """Learn adapters instead of the weights themselves; null: all weights."""
 
     def __post_init__(self) -> None:
         if self.path is None and self.arch is None:
             raise ConfigError("model.path", None, "name a checkpoint directory or hub id, or give model.arch")
-        if self.attention == "flash_attention_2" and self.dtype == "float32":
+        if self.attention == "varlen" and self.dtype == "float32":
             raise ConfigError("model.attention", self.attention, "needs model.dtype=bfloat16")
 
 
@@ -253,6 +288,8 @@ class Rollout:
     top_p: Annotated[float, Strict(), Field(gt=0, le=1)]
     max_prompt_tokens: Count
     max_new_tokens: Count
+    refill: Whole
+    """Times that groups without signal are replaced by those of other problems before a step learns; 0: never."""
     max_gap: Positive
     """Largest mean |r - 1| between sampler and learner on the first batch and on the first with new weights; above it
     the run stops."""
@@ -276,8 +313,11 @@ class Learner:
     """mu: times each batch is gone through."""
     minibatches: Count
     """Optimiser updates in a pass."""
+    minibatch_of: Literal["groups", "samples"]
+    """What is dealt into minibatches: whole groups, or their completions one by one."""
     token_budget: Count
-    """Most padded tokens of a micro-batch; changes memory and speed, never the gradient."""
+    """Most tokens of a pack, the part of a minibatch that goes through the model at once; changes memory and speed,
+    never the gradient beyond rounding."""
     optimizer: Literal["adamw", "sgd"]
     lr: Positive
     betas: tuple[Decay, Decay]
@@ -294,7 +334,23 @@ class Learner:
     """Leave out groups whose rewards are all equal: their advantages are zero; they only dilute the mean. What
     is left is dealt into minibatches whose sizes differ by one at most; `normalise` counts what is left."""
     old_log_probs: Literal["learner", "sampler"]
+    """Whose log-probs stand in the denominator of the ratios."""
+    ratio_level: Literal["token", "sequence"]
+    """Ratios of tokens, or for each token that of its sequence: exp of the mean log-ratio (GSPO)."""
+    kl_coef: NonNegative
+    """Weight of the KL to the starting policy; 0: no such term, and no second model in memory."""
+    kl_estimator: Literal["k1", "k2", "k3"]
+    entropy_bonus: Real
+    """Weight of the policy's entropy, which is raised by a positive one."""
+    correction: Literal["none", "token", "sequence"]
+    """Importance weights for a sampler that is not the learner's old policy, truncated at correction_cap."""
+    correction_cap: Positive
     gradient_checkpointing: Flag
+
+    def __post_init__(self) -> None:
+        if self.correction != "none" and self.old_log_probs == "sampler":
+            allowed = "needs learner.old_log_probs=learner: against the sampler's log-probs there is nothing to correct"
+            raise ConfigError("learner.correction", self.correction, allowed)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,43 @@
+"""A policy spread over the ranks by FSDP2, and what ranks know put together. Imports: torch, pspo.ranks."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from transformers import PreTrainedModel
+
+from pspo.ranks import Ranks
+
+
+def shard(policy: nn.Module, model: PreTrainedModel, ranks: Ranks, compute_dtype: torch.dtype | None) -> None:
+    """Spreads the parameters of `policy`, in place, whose forward computes with the layers of `model`.
+
+    A layer is whole on a rank only while it computes, in `compute_dtype` (None: its own); parameters, gradients and
+    their sum over the ranks stay in the dtype they have. The rest of the model, embedding and head, is whole for the
+    forward and backward pass of a pack. Gradients are summed, not averaged: a rank's loss is its share of the whole.
+    """
+    mesh = init_device_mesh(model.device.type, (ranks.size,))
+    stored = next(model.parameters()).dtype
+    dtypes = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=stored, cast_forward_inputs=False)
+    blocks = set(model._no_split_modules or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in blocks:
+            fully_shard(module, mesh=mesh, mp_policy=dtypes)
+    fully_shard(policy, mesh=mesh, mp_policy=dtypes)
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+
+
+def merged_known(values: Tensor, ranks: Ranks, what: str) -> Tensor:
+    """[K] on every rank, NaN where that rank does not know -> [K] with what any of them knows."""
+    if ranks.size == 1:
+        return values
+    known = ~values.isnan()
+    sums = torch.stack([values.nan_to_num(0.0), known.to(values)])
+    with ranks.expecting(what):
+        dist.all_reduce(sums)
+    return torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1), torch.nan)
