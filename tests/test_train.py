@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +21,7 @@ from pspo.errors import ConfigError, MismatchError, NonFiniteError
 from pspo.grading import STATUSES, Grader
 from pspo.models import build, save_policy
 from pspo.rollout import make_sampler
+from pspo.run import spare_problems
 from pspo.sft import Demonstration, backward
 from pspo.train import train
 
@@ -263,3 +267,118 @@ def test_config_of_a_run_is_what_was_asked_for(checkpoint, tmp_path):
     run(checkpoint, tmp_path / "run", "steps=1")
     asked = compose("train", TrainConfig, [*SETTINGS, "rollout=hf", f"model.path={checkpoint}", "steps=1"])
     assert replace(load_yaml(tmp_path / "run" / "config.yaml", TrainConfig), run_dir=None) == asked
+
+
+# --- the inner loop's options ----------------------------------------------------------------------------------------
+
+
+def test_adapters_learn_and_what_is_saved_is_the_whole_policy(checkpoint, tmp_path):
+    lines, weights = run(checkpoint, tmp_path / "run", "lora=all_linear", "steps=12", "learner.lr=1e-3")
+    assert sum(line["reward/mean"] for line in lines[-4:]) / 4 > 0.8
+    assert (
+        max(line["gap/abs_dev_mean"] for line in lines[1:] if "gap/abs_dev_mean" in line) < 1e-4
+    )  # merged ones sample
+    assert weights.keys() == load_file(Path(checkpoint) / "model.safetensors").keys()
+
+
+@pytest.mark.parametrize("lora", ["none", "all_linear"])
+def test_a_kl_term_starts_at_zero_and_holds_the_policy_back(checkpoint, tmp_path, lora):
+    settings = ["steps=6", f"lora={lora}", "learner.lr=1e-3"]
+    free, _ = run(checkpoint, tmp_path / "free", *settings, "learner.kl_coef=1e-9")
+    held, _ = run(checkpoint, tmp_path / "held", *settings, "learner.kl_coef=3.0")
+    first, last = free[1]["kl/reference"], free[-1]["kl/reference"]
+    assert first < 0.5 * last  # the mean over the first step's updates, of which the first is at zero
+    assert held[-1]["kl/reference"] < 0.5 * last
+
+
+def test_groups_without_signal_are_refilled(checkpoint, tmp_path):
+    settings = ["rollout.group_size=2", "learner.minibatches=1", "steps=3"]
+    plain, _ = run(checkpoint, tmp_path / "plain", *settings)
+    filled, _ = run(checkpoint, tmp_path / "filled", *settings, "rollout.refill=3")
+    assert all(line["rollout/refilled_groups"] == 0 for line in plain[1:])
+    assert plain[1]["reward/no_signal_share"] > 0 and filled[1]["rollout/refilled_groups"] > 0
+    assert filled[1]["reward/no_signal_share"] < plain[1]["reward/no_signal_share"]
+
+
+def test_refilling_takes_each_problem_once_a_step():
+    problems = load_problems(compose("train", TrainConfig, ["data.train=40"]).data, "train", 0)
+    drawn = [problem.id for problem in spare_problems(problems, problems[:10], seed=3)]
+    assert sorted(drawn) == sorted(problem.id for problem in problems[10:])
+    assert drawn != [problem.id for problem in spare_problems(problems, problems[:10], seed=4)]
+
+
+def test_the_sampler_can_be_corrected_for(checkpoint, tmp_path):
+    settings = ["learner.old_log_probs=learner", "learner.correction=token"]
+    lines, _ = run(checkpoint, tmp_path / "run", *settings)
+    assert lines[1]["correction/mean"] == pytest.approx(1, abs=1e-4)  # an fp32 sampler is the learner's own policy
+    assert lines[1]["correction/capped_share"] == 0
+    assert lines[1]["gap/effective_share"] == pytest.approx(1, abs=1e-6)
+
+
+# --- several ranks ---------------------------------------------------------------------------------------------------
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def program(checkpoint, run_dir, ranks, *overrides):
+    launch = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks), "-m"] if ranks > 1 else []
+    command = [sys.executable, "-m", *launch, "pspo.train"]
+    return [*command, *SETTINGS, f"model.path={checkpoint}", f"run_dir={run_dir}", *overrides]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["hf", pytest.param("vllm", marks=pytest.mark.vllm)])
+def test_a_run_on_two_ranks_is_that_of_one(checkpoint, tmp_path, root, engine):
+    if engine == "vllm" and importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM has no build for this machine")
+    metrics, weights, evals = [], [], []
+    for ranks in (1, 2):
+        run_dir = tmp_path / str(ranks)
+        settings = [f"rollout={engine}", "eval.every=1", "eval.validation_problems=8", "eval.test_problems=7"]
+        command = program(checkpoint, run_dir, ranks, *settings, "rollout.refill=1")
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=ENV, timeout=250)
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert (run_dir / "DONE").exists()
+        metrics.append([json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()])
+        weights.append(load_file(run_dir / "checkpoints/step-2/model.safetensors"))
+        evals.append((run_dir / "eval/wordproblems.jsonl").read_text())
+    for one, two in zip(*metrics, strict=True):
+        assert one.keys() == two.keys()
+        for name in one:
+            if not name.startswith(("time/", "speed/", "gap/log_prob_max")):
+                assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5), name
+    one, two = weights
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-5
+    assert evals[0] == evals[1]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_run_and_leaves_its_checkpoints_whole(checkpoint, tmp_path, root):
+    from transformers import AutoModelForCausalLM
+
+    settings = ["steps=5000", "eval.every=1", "eval.validation_problems=8", "rollout=hf", "rank_timeout=60"]
+    command = program(checkpoint, tmp_path / "run", 2, *settings)
+    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True, env=ENV) as launcher:
+        deadline = time.monotonic() + 150
+        while not list((tmp_path / "run/checkpoints").glob("step-*")):
+            assert launcher.poll() is None and time.monotonic() < deadline, launcher.stderr.read()[-3000:]
+            time.sleep(0.2)
+        ranks = [p for p in psutil.Process(launcher.pid).children() if "RANK" in p.environ()]
+        assert len(ranks) == 2
+        next(p for p in ranks if p.environ()["RANK"] == "1").kill()
+        _, said = launcher.communicate(timeout=100)
+    assert launcher.returncode != 0
+    assert "rank      : 1" in said or "rank 1" in said
+    assert not any(p.is_running() for p in ranks)
+    assert not (tmp_path / "run/DONE").exists()
+    for saved in (tmp_path / "run/checkpoints").glob("step-*"):
+        AutoModelForCausalLM.from_pretrained(saved)
+
+
+def test_what_only_the_first_rank_finds_wrong_ends_all_with_one_message(checkpoint, tmp_path, root):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/letter.txt").write_text("not a run")
+    command = program(checkpoint, tmp_path / "run", 2, "rollout=hf", "rank_timeout=60")
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=ENV, timeout=120)
+    assert done.returncode != 0 and "pspo/train.py" not in done.stderr  # one line, no traceback of ours
+    assert "is not empty and holds no run; name another directory" in done.stderr

@@ -97,6 +97,10 @@ class Batch:
             for i in part
         ]
 
+    def unknown(self, part: Sequence[int]) -> bool:
+        """Has any token of the samples no old log-prob yet?"""
+        return any(bool(self.old[self.starts[i] : self.starts[i + 1]].isnan().any()) for i in part)
+
     def sequence_tokens(self, part: Sequence[int]) -> int:
         """Prompt and completion tokens of the samples, each prompt as often as it is used."""
         chosen = np.asarray(part, dtype=np.int64)

@@ -124,6 +124,7 @@ class Learner:
         and the optimiser unmoved, where loss or gradient is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
+        news = not batch.moved or batch.unknown(part)
         with self.ranks.expecting(f"update {number}"):
             stats = UpdateStats.total(self._accumulate(batch, part))
             grad_norm = clip_gradients(self.model, self.cfg.max_grad_norm)
@@ -133,7 +134,7 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.cfg, number, self.planned_updates)
         self.optimizer.step()
-        if not batch.moved:  # what this rank has found out is needed by the one that meets the sample next
+        if news:  # what this rank has found out is needed by the one that meets the sample next
             batch.old, batch.before = (merged_known(x, self.ranks, "old log-probs") for x in (batch.old, batch.before))
         batch.moved = True
         return replace(stats, grad_norm=grad_norm, updates=1.0)
@@ -183,9 +184,8 @@ def make_learner(cfg: TrainConfig, checkpoint: str, ranks: Ranks) -> Learner:
     """The learner of a run, from the checkpoint that it starts at."""
 
     def load(dtype: str) -> PreTrainedModel:
-        return load_policy(checkpoint, dtype=dtype, device=device)
+        return load_policy(checkpoint, dtype=dtype, device=cfg.device)
 
-    device = f"cuda:{ranks.local_rank}" if cfg.device == "cuda" else "cpu"
     lora = cfg.model.lora
     # Weights that are learned are fp32 whatever the dtype of the computation: a step of 5e-7 is lost in a bf16 weight.
     model = load("float32" if lora is None else cfg.model.dtype).train()

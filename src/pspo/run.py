@@ -90,9 +90,10 @@ class Run:
         if self.ranks.first and (reports := data_reports(cfg)):
             write_whole(self.dir / "data.json", json.dumps(reports, indent=1) + "\n")
         longest = cfg.rollout.max_prompt_tokens + max(cfg.rollout.max_new_tokens, cfg.eval.max_new_tokens)
-        self.sampler = make_sampler(checkpoint, cfg.rollout, self.tokenizer, cfg.device, longest, self.prompter.ends)
+        make = partial(make_sampler, checkpoint, cfg.rollout, self.tokenizer, cfg.device, longest, self.prompter.ends)
+        self.sampler = self.ranks.together(partial(make, self.ranks), "starting the samplers")
         stack.callback(self.sampler.close)
-        self.learner = make_learner(cfg, checkpoint, self.ranks)
+        self.learner = self.ranks.together(partial(make_learner, cfg, checkpoint, self.ranks), "loading the policy")
         self.tracker = stack.enter_context(Tracker(self.dir, cfg)) if self.ranks.first else None
         self.total_seconds["set_up"] = time.perf_counter() - started
 
@@ -127,7 +128,7 @@ class Run:
         decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.group_size)
         drawn: dict[int, tuple[Completion, ...]] = {}
         grading: dict[int, Future[list[Grade]]] = {}
-        with self.clock("rollout"):
+        with self.clock("rollout"), self.ranks.doing(f"sampling of step {step}"):
             for index, completions in self.sampler.stream(prompts, seeds, decoding):
                 stop_if_not_finite(completions)
                 drawn[index] = tuple(completions)
@@ -240,7 +241,7 @@ class Run:
 
     def sync(self) -> None:
         """Streams the learner's weights into the sampler."""
-        with self.clock("sync"):
+        with self.clock("sync"), self.ranks.expecting("handing the weights to the samplers"):
             self.sampler.load(self.learner.weights())
 
     # --- evaluation and checkpoints ----------------------------------------------------------------------------------
@@ -361,7 +362,8 @@ class Run:
 
     def _save(self, directory: Path) -> None:
         """Writes the policy as a checkpoint: gathered by all ranks, written by the first."""
-        weights = state_dict_to_save(self.learner.model, keep=self.ranks.first)
+        with self.ranks.expecting(f"gathering the weights of {directory.name}"):
+            weights = state_dict_to_save(self.learner.model, keep=self.ranks.first)
         write = partial(save_policy, self.learner.model, self.tokenizer, directory, weights)
         self.ranks.from_first(write, f"writing {directory.name}")
 

@@ -30,6 +30,7 @@ def shard(policy: nn.Module, model: PreTrainedModel, ranks: Ranks, compute_dtype
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # what gloo knows, and NCCL has zero-copy kernels for
 
 
 def merged_known(values: Tensor, ranks: Ranks, what: str) -> Tensor:

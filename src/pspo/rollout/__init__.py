@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from pspo.config import schema
 from pspo.data import Ends, eos_ids
 from pspo.errors import PspoError
+from pspo.ranks import Ranks
 from pspo.types import Completion
 
 if TYPE_CHECKING:
@@ -74,10 +75,12 @@ def make_sampler(
     device: str,
     max_tokens: int,
     ends: Ends | None = None,
+    ranks: Ranks | None = None,
 ) -> Sampler:
     """The engine that the config names, holding the weights of `checkpoint` (a directory or hub id).
 
     max_tokens    bounds prompt and completion together
+    ranks         of the run; each holds an engine of its own, and all make them at the same time
     ends          what ends a completion; None: the tokenizer's EOS. The EOS tokens of the checkpoint's generation
                   config count besides
 
@@ -93,7 +96,7 @@ def make_sampler(
         raise PspoError("rollout=vllm, but vLLM is not installed here: run `make setup`, or choose rollout=hf")
     from pspo.rollout.vllm import VllmSampler
 
-    return VllmSampler(checkpoint, cfg, tokenizer, device, max_tokens, ends)
+    return VllmSampler(checkpoint, cfg, tokenizer, device, max_tokens, ends, ranks or Ranks())
 
 
 def generation_eos(checkpoint: str) -> list[int]:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from pspo.config import schema
 from pspo.data import Ends
 from pspo.errors import PspoError
+from pspo.ranks import Ranks
 from pspo.rollout import Decoding
 from pspo.rollout.completions import completion_of
 from pspo.types import Completion
@@ -34,6 +35,7 @@ class VllmSampler:
         device: str,
         max_tokens: int,
         ends: Ends,
+        ranks: Ranks,
     ) -> None:
         assert cfg.vllm is not None  # checked by the schema
         self.tokenizer, self.device, self.eos, self.stop = tokenizer, device, ends.ids, ends.strings
@@ -63,6 +65,9 @@ class VllmSampler:
             }
         else:
             options["gpu_memory_utilization"] = cfg.vllm.gpu_memory_utilization
+        if ranks.size > 1:
+            # An engine a rank, in a process group that is there already: vLLM's name for it.
+            options |= {"tensor_parallel_size": 1, "distributed_executor_backend": "external_launcher"}
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # vLLM seeds the global generators
             warnings.simplefilter("ignore")
             self.engine: Any = LLM(**options)

@@ -1,0 +1,105 @@
+"""Some updates of a small policy under torchrun, or in one process: python updates.py OUT [key=value ...]
+
+Writes the weights, the statistics and what the batch knows of its tokens to OUT, from rank 0.
+"""
+
+import random
+import sys
+from dataclasses import replace
+
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from pspo.batching import Batch, minibatches
+from pspo.config import TrainConfig, compose, schema
+from pspo.learner import Learner
+from pspo.objective import UpdateStats
+from pspo.ranks import joined
+from pspo.surrogates import clip
+from pspo.types import Sample
+
+VOCAB = 31
+
+
+def model_of(dtype):
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        tie_word_embeddings=True,
+    )
+    model = Qwen2ForCausalLM(config).to(dtype)
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ == "Qwen2RMSNorm":  # those of transformers round to fp32
+                setattr(parent, name, torch.nn.RMSNorm(16, eps=1e-6).to(dtype))
+    return model.train()
+
+
+def samples_of(groups):
+    rng = random.Random(0)
+
+    def ids(n):
+        return tuple(rng.randrange(VOCAB) for _ in range(n))
+
+    prompts = [(k, *ids(rng.randint(1, 9))) for k in range(groups)]
+    return [
+        Sample(prompt, (c := ids(rng.randint(1, 14))), tuple(-rng.random() * 6 for _ in c), rng.choice([-1.0, 0.4]))
+        for prompt in prompts
+        for _ in range(4)
+    ]
+
+
+def main():
+    out, *settings = sys.argv[1:]
+    torch.set_num_threads(1)
+    chosen = dict(setting.split("=") for setting in settings)
+    groups, parts, lora = (int(chosen.pop(name, at)) for name, at in (("groups", 6), ("parts", 2), ("lora", 0)))
+    dtype = {"fp32": torch.float32, "fp64": torch.float64}[chosen.pop("dtype", "fp64")]
+    compute = chosen.pop("compute", "float32")
+    budget = int(chosen.pop("token_budget", 1024))
+    overrides = [f"learner.{name}={value}" for name, value in chosen.items()]
+    cfg = compose("train", TrainConfig, [*overrides, "learner.old_log_probs=learner"]).learner
+    cfg = replace(cfg, token_budget=budget, lr=1e-2, warmup_updates=0, schedule="constant")
+    with joined("cpu", timeout=60) as ranks:
+        model, reference = model_of(dtype), model_of(dtype) if cfg.kl_coef and not lora else None
+        if lora:
+            from pspo.adapters import add_lora
+
+            add_lora(model, schema.Lora(4, 8.0, ("all-linear",)), seed=0)
+        learner = Learner(
+            model,
+            clip,
+            cfg,
+            compute_dtype=compute,
+            temperature=0.8,
+            max_tokens=14,
+            planned_updates=100,
+            reference=reference,
+            ranks=ranks,
+        )
+        number, norms, stats = 0, [], UpdateStats()
+        for step in range(2):
+            batch = Batch.of(samples_of(groups))
+            if cfg.kl_coef:
+                batch.reference = learner.reference_log_probs(batch)
+            for inner in range(2):
+                for part in minibatches(batch, parts, seed=10 * step + inner):
+                    mine = learner.update(batch, part, number)
+                    norms.append(mine.grad_norm)
+                    stats = stats + mine
+                    number += 1
+        all_stats = UpdateStats.total(ranks.gather(stats, "statistics"))
+        weights = {name: weight.clone() for name, weight in learner.weights()}
+        found = {"weights": weights, "norms": torch.tensor(norms), "old": batch.old, "before": batch.before}
+        found["stats"] = torch.tensor([all_stats.tokens, all_stats.abs_dev, all_stats.entropy, all_stats.loss])
+        if ranks.first:
+            torch.save(found, out)
+
+
+if __name__ == "__main__":
+    main()

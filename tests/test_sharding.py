@@ -1,0 +1,58 @@
+"""Updates of a sharded policy, under torchrun with gloo, equal those of one process. Whole runs: test_train.py."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def updates(root, out, ranks, *settings):
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *launch]
+    done = subprocess.run(
+        [*command, str(root / "tests/programs/updates.py"), str(out), *settings],
+        capture_output=True,
+        text=True,
+        env=ENV,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return torch.load(out, weights_only=True)
+
+
+def largest_difference(a, b):
+    return max((a[name].double() - b[name].double()).abs().max().item() for name in a)
+
+
+@pytest.mark.parametrize(
+    "ranks, settings, bound",
+    [
+        (2, [], 1e-13),
+        (2, ["kl_coef=0.2", "ratio_level=sequence", "token_budget=40", "gradient_checkpointing=true"], 1e-13),
+        (3, ["groups=1", "minibatch_of=samples"], 1e-13),  # two samples a minibatch: one rank has a ghost
+        (2, ["lora=1", "kl_coef=0.2", "dtype=fp32"], 1e-6),
+    ],
+    ids=["plain", "every option", "fewer samples than ranks", "lora"],
+)
+def test_ranks_equal_one_process_after_several_updates(root, tmp_path, ranks, settings, bound):
+    one, many = (updates(root, tmp_path / f"{n}.pt", n, *settings) for n in (1, ranks))
+    assert one["weights"].keys() == many["weights"].keys()
+    assert largest_difference(one["weights"], many["weights"]) < bound
+    assert (one["norms"] > 0).all()
+    for name in ("norms", "old", "stats"):
+        torch.testing.assert_close(one[name], many[name], rtol=100 * bound, atol=100 * bound)
+    assert torch.equal(one["before"].isnan(), many["before"].isnan())
+
+
+def test_sharded_in_bfloat16_stays_near_one_process_in_bfloat16(root, tmp_path):
+    """Weights are gathered in bf16 and stay fp32 where they are kept; one process computes under autocast instead."""
+    one, many = (updates(root, tmp_path / f"{n}.pt", n, "dtype=fp32", "compute=bfloat16") for n in (1, 2))
+    exact = updates(root, tmp_path / "exact.pt", 1, "dtype=fp32")
+    assert all(weight.dtype == torch.float32 for weight in many["weights"].values())
+    for found in (one, many):
+        assert 1e-6 < (found["old"] - exact["old"]).abs().mean() < 0.05
+        torch.testing.assert_close(found["norms"][:1], exact["norms"][:1], rtol=0.05, atol=0)
