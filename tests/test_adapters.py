@@ -2,16 +2,13 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from pspo.adapters import add_lora, merged_weights, reference, save_adapter, state_dict_to_save
+from pspo.adapters import add_lora, merged_weights, reference, state_dict_to_save
 from pspo.config import TrainConfig, compose, schema
 from pspo.data import Ends, eos_ids, load_tokenizer
 from pspo.errors import ConfigError
@@ -187,17 +184,6 @@ def test_what_is_saved_of_a_plain_policy_is_what_transformers_saves(make_model, 
     assert state_dict_to_save(model, keep=False) == {}
 
 
-def test_adapters_alone_load_in_peft(make_adapted, make_model, tmp_path):
-    from peft import PeftModel
-
-    model = make_adapted()
-    save_adapter(model, tmp_path / "adapter")
-    again = PeftModel.from_pretrained(make_model(dtype=torch.float32), str(tmp_path / "adapter"))
-    assert torch.equal(logits(again), logits(model))
-    with pytest.raises(ValueError, match="no adapters"):
-        save_adapter(make_model(), tmp_path / "none")
-
-
 def test_reference_is_the_starting_policy_and_only_for_the_block(make_adapted, make_model):
     model, start = make_adapted(), logits(make_model(dtype=torch.float32))
     adapted = logits(model)
@@ -284,100 +270,3 @@ def test_settings():
     for wrong in ("rank=0", "alpha=0", "targets=[]", "targets=[all-linear,q_proj]", "dropout=0.1"):
         with pytest.raises(ConfigError, match=rf"model\.lora\.{wrong.partition('=')[0]}"):
             compose("train", TrainConfig, ["lora=all_linear", f"model.lora.{wrong}"])
-
-
-RANK = """
-import json, sys
-import torch
-import torch.distributed as dist
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from transformers import Qwen2Config, Qwen2ForCausalLM
-from pspo.adapters import add_lora, merged_weights, reference, save_adapter, state_dict_to_save
-from pspo.config import schema
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-ids = torch.arange(1, 19).view(2, 9)
-
-def make(tie, adapted):
-    torch.manual_seed(0)
-    config = Qwen2Config(vocab_size=31, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, intermediate_size=32, max_position_embeddings=64, tie_word_embeddings=tie)
-    model = Qwen2ForCausalLM(config).to(torch.bfloat16)
-    if adapted:
-        add_lora(model, schema.Lora(rank=3, alpha=6.0, targets=("all-linear",)), 7)
-    return model
-
-def sharded(model, **how):
-    for layer in model.model.layers:
-        fully_shard(layer, **how)
-    return fully_shard(model, **how)
-
-for tie, adapted in ((True, False), (True, True), (False, True)):
-    case = f"tie={tie} adapted={adapted}"
-    whole, model = make(tie, adapted), sharded(make(tie, adapted))
-    if adapted:
-        with torch.no_grad(), reference(model):
-            start = model(ids).logits  # the first gathering of the parameters
-    for policy in (whole, model):  # the same sequences on both ranks: the mean gradient is that of one process
-        optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.5)
-        for _ in range(2):
-            policy(ids, labels=ids).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    with torch.no_grad():
-        model(ids)  # leaves the root's parameters gathered
-        if adapted:
-            with reference(model):
-                assert torch.equal(model(ids).logits, start), case
-    expected = list(merged_weights(whole))
-    found = list(merged_weights(model))
-    assert [name for name, _ in found] == [name for name, _ in expected], case
-    moved = 0
-    for (name, value), (_, one), (_, before) in zip(found, expected, merged_weights(make(tie, adapted)), strict=True):
-        assert type(value) is torch.Tensor and value.dtype == torch.bfloat16
-        assert torch.equal(value, one), (case, name)
-        moved += not torch.equal(value, before)
-    assert moved >= 14, (case, moved)
-    saved = state_dict_to_save(model, keep=rank == 0)
-    assert len(saved) == (len(found) if rank == 0 else 0), case
-    assert ("peft" in sys.modules) is adapted  # slow to import, and not needed without adapters
-    if adapted:
-        save_adapter(model, f"{folder}/{case}", keep=rank == 0)
-        save_adapter(whole, f"{folder}/{case} whole", keep=rank == 0)
-
-whole = make(True, True).float()
-model = sharded(make(True, True).float(), mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
-with torch.no_grad():
-    for name, parameter in whole.named_parameters():
-        parameter.mul_(1.001)  # not to be had in bfloat16
-    for name, parameter in model.named_parameters():
-        parameter.mul_(1.001)
-    model(ids)
-for (name, value), (_, one) in zip(merged_weights(model), merged_weights(whole), strict=True):
-    assert value.dtype == torch.float32 and torch.equal(value, one), name
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_sharded_over_two_processes(tmp_path):
-    (tmp_path / "rank.py").write_text(RANK)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / "rank.py"), str(rank), str(tmp_path)],
-            stderr=subprocess.PIPE, text=True, env=env,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        ends = [process.communicate(timeout=120)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(ends)
-    for case in ("tie=True adapted=True", "tie=False adapted=True"):
-        one, two = (dict(read_weights(tmp_path / f"{case}{which}")) for which in ("", " whole"))
-        assert one.keys() == two.keys() and len(one) == 28
-        assert all(torch.equal(one[name], two[name]) for name in one)

@@ -12,6 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from pspo.attention import NAME, Padded, Segment, Varlen, choose_kernel, packed_attention, use_packed_attention
 from pspo.batching import Batch, packs
 from pspo.errors import ConfigError
+from pspo.learner import Policy
 from pspo.types import Sample
 
 VOCAB = 31
@@ -88,6 +89,40 @@ def test_packed_equals_one_by_one_in_values_and_gradients(models, lengths, budge
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)  # the norms of the model compute in fp32
     for a, b in zip(gradients(mine, ours), gradients(plain, theirs), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_packed_equals_a_padded_batch_under_a_mask(models):
+    """The batch as other trainers lay it out: one row a sequence, padded on the right."""
+    plain, mine = models
+    samples = samples_from([(3, [4, 6, 2]), (5, [3, 9])])
+    rows = [[*s.prompt_ids, *s.completion_ids] for s in samples]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    hidden = plain.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+    theirs = torch.cat([h[len(s.prompt_ids) - 1 : len(s) - 1] for h, s in zip(hidden, samples, strict=True)])
+    ours = packed(mine, samples, 1000)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    for a, b in zip(gradients(mine, ours), gradients(plain, theirs), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
+
+
+def test_kernels_get_one_dtype_under_autocast(models):
+    """The rotary embedding leaves queries and keys in fp32 there, and values are bf16."""
+    model = deepcopy(models[1]).float()
+    batch, seen = Batch.of(samples_from([(3, [4, 6])])), []
+
+    class Spy:
+        def __init__(self, layout):
+            self.layout = layout
+
+        def attend(self, query, key, value, scaling):
+            seen.extend(x.dtype for x in (query, key, value))
+            return self.layout.attend(query, key, value, scaling)
+
+    (pack,) = packs(batch, range(len(batch)), 1000, "padded")
+    log_probs, _ = Policy(model, 1.0, autocast=True)(replace(pack, layout=Spy(pack.layout)))
+    assert set(seen) == {torch.bfloat16} and log_probs.dtype == torch.float32
 
 
 def test_no_completion_sees_another(models):

@@ -97,6 +97,11 @@ def test_a_regime_wins_over_groups_and_the_command_line_over_all():
         (["data.levels=[2,9]"], "data.levels.1=9: "),
         (["data=gsm8k"], "model.path="),
         (["model.attention=varlen"], "model.attention=varlen: needs model.dtype=bfloat16"),
+        (
+            ["learner.minibatches=32"],
+            "learner.minibatches=32: must divide rollout.prompts=16 where",
+        ),
+        (["learner.correction_cap=0.5"], "learner.correction_cap=0.5"),
         (["learner.correction=token"], "learner.correction=token: needs learner.old_log_probs=learner"),
         (
             ["surrogate=clip", "surrogate.dual=1.1"],

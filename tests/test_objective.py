@@ -51,6 +51,10 @@ def test_constant_needs_a_length():
 SETTINGS = compose("train", TrainConfig).learner
 
 
+def stats_of(surrogate, tokens, cfg=SETTINGS):
+    return UpdateStats.of([token_stats(surrogate, tokens, loss_of(surrogate, tokens, cfg), cfg)])
+
+
 def tokens_of(log_ratio, advantage, lengths=None, **others):
     """Tokens whose ratio to the old policy is given; the old log-probs are -1, and the entropies 1, 2, ..."""
     n = len(log_ratio)
@@ -69,10 +73,10 @@ def tokens_of(log_ratio, advantage, lengths=None, **others):
 
 def test_token_stats_by_hand():
     log_ratio = torch.tensor([0.0, math.log(1.5), math.log(0.5), 30.0])
-    stats = token_stats(clip, tokens_of(log_ratio, torch.tensor([1.0, 1.0, 0.0, -1.0])), SETTINGS)
+    stats = stats_of(clip, tokens_of(log_ratio, torch.tensor([1.0, 1.0, 0.0, -1.0])))
     top = math.exp(20)
     assert stats.tokens == 4 and stats.signal == 3 and stats.clamped == 1
-    assert stats.max_ratio == pytest.approx(top) and stats.max_abs_log_ratio == pytest.approx(30)
+    assert stats.max_ratio == pytest.approx(top)
     assert stats.abs_dev == pytest.approx(0 + 0.5 + 0.5 + top - 1)
     assert stats.zero_slope == 2  # past clip's bound, and clamped; the token without advantage does not count
     assert stats.k1 == pytest.approx(-math.log(1.5) - math.log(0.5) - 30, rel=1e-6)
@@ -84,7 +88,7 @@ def test_token_stats_by_hand():
 def test_small_slope_sees_the_tails_of_the_sigmoid():
     # tau (r - 1) = 4: slope 4 * sigmoid(4) * sigmoid(-4) = 0.07: not zero, but below a tenth
     tokens = tokens_of(torch.tensor([math.log(5.0)]), torch.ones(1))
-    stats = token_stats(partial(sigmoid, tau_pos=1.0), tokens, SETTINGS)
+    stats = stats_of(partial(sigmoid, tau_pos=1.0), tokens)
     assert (stats.zero_slope, stats.small_slope) == (0, 1)
 
 
@@ -105,7 +109,7 @@ def test_sequence_level_ratios_by_hand():
     assert loss.item() == pytest.approx(-(2 * mean - 2.0) / 3)
     loss.backward()
     assert log_ratio.grad.tolist() == pytest.approx([-mean / 3, -mean / 3, 2 / 3])
-    stats = token_stats(no_clip, tokens, sequence)
+    stats = stats_of(no_clip, tokens, sequence)
     assert stats.max_ratio == pytest.approx(2.0) and stats.abs_dev == pytest.approx(2 * (1 - mean) + 1)
 
 
@@ -159,7 +163,7 @@ def test_a_correction_weighs_the_surrogate_and_nothing_else():
     tokens = tokens_of(torch.zeros(2), torch.tensor([1.0, 3.0]), sampler=sampler)
     cfg = replace(SETTINGS, old_log_probs="learner", correction="token", correction_cap=1.8, entropy_bonus=0.1)
     assert float(loss_of(no_clip, tokens, cfg)) == pytest.approx(-(1.8 + 3.0 + 0.1 * 3) / 2)
-    stats = token_stats(no_clip, tokens, cfg)
+    stats = stats_of(no_clip, tokens, cfg)
     assert (stats.correction, stats.capped) == (pytest.approx(2.8), 1)
 
 

@@ -36,7 +36,7 @@ def largest_difference(a, b):
         (3, ["groups=1", "minibatch_of=samples"], 1e-13),  # two samples a minibatch: one rank has a ghost
         (2, ["lora=1", "kl_coef=0.2", "dtype=fp32"], 1e-6),
     ],
-    ids=["plain", "every option", "fewer samples than ranks", "lora"],
+    ids=["plain", "every-option", "fewer-samples-than-ranks", "lora"],
 )
 def test_ranks_equal_one_process_after_several_updates(root, tmp_path, ranks, settings, bound):
     one, many = (updates(root, tmp_path / f"{n}.pt", n, *settings) for n in (1, ranks))
@@ -52,7 +52,17 @@ def test_sharded_in_bfloat16_stays_near_one_process_in_bfloat16(root, tmp_path):
     """Weights are gathered in bf16 and stay fp32 where they are kept; one process computes under autocast instead."""
     one, many = (updates(root, tmp_path / f"{n}.pt", n, "dtype=fp32", "compute=bfloat16") for n in (1, 2))
     exact = updates(root, tmp_path / "exact.pt", 1, "dtype=fp32")
-    assert all(weight.dtype == torch.float32 for weight in many["weights"].values())
+    weights = many["weights"].values()
+    assert all(weight.dtype == torch.float32 for weight in weights)
+    assert not any(torch.equal(weight, weight.bfloat16().float()) for weight in weights if weight.ndim == 2)
     for found in (one, many):
         assert 1e-6 < (found["old"] - exact["old"]).abs().mean() < 0.05
         torch.testing.assert_close(found["norms"][:1], exact["norms"][:1], rtol=0.05, atol=0)
+
+
+def test_adapters_on_a_bfloat16_policy(root, tmp_path):
+    """Frozen weights are gathered in bf16; adapters and the sum of their gradients are fp32, as in one process."""
+    one, many = (updates(root, tmp_path / f"{n}.pt", n, "lora=1", "dtype=bf16", "compute=bfloat16") for n in (1, 2))
+    assert all(weight.dtype == torch.bfloat16 for weight in many["weights"].values())
+    assert largest_difference(one["weights"], many["weights"]) < 0.05
+    torch.testing.assert_close(one["norms"][:1], many["norms"][:1], rtol=0.02, atol=0)

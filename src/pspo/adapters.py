@@ -12,13 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -76,9 +73,6 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     go through all of them: each parameter is gathered as its turn comes, so that at most one exists whole at a time.
     In bfloat16 a change below 2**-9 of a weight is rounded away here, as it would be in the sampler.
     """
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # after a forward pass alone, the root's parameters are still whole, in the compute dtype
     layers = _layers(model)
     for name, parameter in model.named_parameters():
         layer, _, rest = name.partition(".base_layer.")
@@ -106,25 +100,6 @@ def state_dict_to_save(model: PreTrainedModel, keep: bool = True) -> dict[str, T
             if name in persistent:
                 found[name.replace(".base_layer.", ".")] = buffer.cpu()
     return found
-
-
-def save_adapter(model: PreTrainedModel, directory: str | Path, keep: bool = True) -> None:
-    """Writes the adapters alone, in peft's format, for `peft.PeftModel.from_pretrained(base, directory)`.
-
-    `keep` as in `state_dict_to_save`. Raises ValueError where there are none.
-    """
-    if not _layers(model):
-        raise ValueError("the model has no adapters")
-    found = {}
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            value = _whole(parameter)
-            if keep:
-                found[f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}"] = value.cpu().contiguous()
-    if keep:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        save_file(found, Path(directory) / "adapter_model.safetensors", metadata={"format": "pt"})
-        model.peft_config[ADAPTER].save_pretrained(str(directory))
 
 
 @contextmanager

@@ -70,11 +70,12 @@ class Varlen:
         from torch.nn.attention.varlen import varlen_attn
 
         k, v = _rows(key, self.keys), _rows(value, self.keys)
-        if k.shape[1] != query.shape[1]:
-            k, v = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        # Causal, aligned at the last query and the last key of a segment.
         bounds = (self.query_bounds, self.key_bounds, self.most_queries, self.most_keys)
-        out: Any = varlen_attn(query.contiguous(), k, v, *bounds, scale=scaling, window_size=(-1, 0))
+        grouped = k.shape[1] != query.shape[1]
+        # Causal, aligned at the last query and the last key of a segment.
+        out: Any = varlen_attn(
+            query.contiguous(), k, v, *bounds, scale=scaling, window_size=(-1, 0), enable_gqa=grouped
+        )
         return out
 
 
@@ -122,6 +123,8 @@ class Padded:
             q = _rows(query, block.queries).transpose(1, 2)  # [n, H, q, d]
             k, v = (_rows(x, block.keys).transpose(1, 2) for x in (key, value))  # [n, K, k, d]
             grouped = k.shape[1] != q.shape[1]
+            if grouped and q.is_cuda:  # beside a mask, CUDA has grouped heads in its slowest kernel alone
+                k, v, grouped = *(x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v)), False
             out = scaled_dot_product_attention(q, k, v, attn_mask=block.mask, scale=scaling, enable_gqa=grouped)
             outs.append(out.transpose(1, 2).flatten(0, 1))
         return _rows(torch.cat(outs), self.owner)
@@ -171,12 +174,13 @@ def packed_attention(
         raise ValueError("packed attention takes the keyword `layout` of a pack, no mask and no dropout")
     if options.get("sliding_window") is not None or options.get("softcap") is not None:
         raise ValueError("packed attention knows neither sliding windows nor soft-capped logits")
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, H, d]
+    # Under autocast the rotary embedding leaves queries and keys in fp32, and no kernel takes them beside bf16 values.
+    q, k, v = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # [L, H, d]
     return layout.attend(q, k, v, scaling)[None], None
 
 
 def _rows(states: Tensor, rows: Tensor) -> Tensor:
-    """states [L, H, d], rows [...] -> [..., H, d]; a look-up, whose backward adds up in one order, on a GPU too."""
+    """states [L, H, d], rows [...] -> [..., H, d]; a look-up, whose own backward adds up in one order on a GPU too."""
     heads, width = states.shape[1:]
     return embedding(rows, states.reshape(-1, heads * width)).view(*rows.shape, heads, width)
 

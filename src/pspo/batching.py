@@ -9,6 +9,7 @@ Imports: torch, numpy, pspo.attention, pspo.types.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from torch import Tensor
 
 from pspo.attention import Kernel, Layout, Segment, layout_of
 from pspo.types import Sample
+
+# Over several ranks, groups are split until the fullest pack has at most so much of the mean.
+UNEVEN = 1.1
 
 
 @dataclass
@@ -58,9 +62,10 @@ class Batch:
         numbers: dict[tuple[int, ...], int] = {}
         prompt = [numbers.setdefault(sample.prompt_ids, len(numbers)) for sample in samples]
         lengths = [len(sample.completion_ids) for sample in samples]
-        tokens = np.fromiter((t for sample in samples for t in sample.completion_ids), dtype=np.int64)
-        sampled = torch.tensor([p for sample in samples for p in sample.sampler_log_probs], dtype=torch.float64)
-        sampler = sampled.to(device)
+        nothing = [np.zeros(0)]
+        tokens = np.concatenate([*nothing, *(sample.completion_ids for sample in samples)]).astype(np.int64)
+        sampled = np.concatenate([*nothing, *(sample.sampler_log_probs for sample in samples)])
+        sampler = torch.from_numpy(sampled).to(device)
         return cls(
             prompts=[np.array(ids, dtype=np.int64) for ids in numbers],
             prompt=np.array(prompt, dtype=np.int64),
@@ -85,21 +90,22 @@ class Batch:
         return np.diff(self.starts)
 
     def rows(self, part: Sequence[int]) -> list[dict[str, Any]]:
-        """The samples as plain data, to be looked into."""
+        """The samples as plain data, to be looked into; null for what is not known or not finite."""
         flat = {"sampler_log_probs": self.sampler, "old_log_probs": self.old}
         return [
             {
                 "prompt_ids": self.prompts[self.prompt[i]].tolist(),
                 "completion_ids": self.tokens[self.starts[i] : self.starts[i + 1]].tolist(),
-                "advantage": float(self.advantage[i]),
-                **{name: values[self.starts[i] : self.starts[i + 1]].tolist() for name, values in flat.items()},
+                "advantage": _finite(self.advantage[i : i + 1])[0],
+                **{name: _finite(values[self.starts[i] : self.starts[i + 1]]) for name, values in flat.items()},
             }
             for i in part
         ]
 
     def unknown(self, part: Sequence[int]) -> bool:
         """Has any token of the samples no old log-prob yet?"""
-        return any(bool(self.old[self.starts[i] : self.starts[i + 1]].isnan().any()) for i in part)
+        flat = np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in part])
+        return bool(self.old[torch.from_numpy(flat).to(self.device)].isnan().any())
 
     def sequence_tokens(self, part: Sequence[int]) -> int:
         """Prompt and completion tokens of the samples, each prompt as often as it is used."""
@@ -152,7 +158,7 @@ def packs(
 ) -> Iterator[Pack]:
     """The packs of one rank for the samples `part`, largest first, each of at most `token_budget` tokens.
 
-    All ranks get the same number of packs, of nearly equal size, so that none waits for another; where there are
+    All ranks get the same number of packs, of nearly equal size, so that none waits long for another; where there are
     fewer sequences than ranks, the rest get a ghost. A sequence longer than the budget is a pack by itself.
     """
     for members, ghost in balanced(batch, part, token_budget, ranks)[rank]:
@@ -175,13 +181,37 @@ def balanced(
     while True:
         pieces = _at_least(batch, pieces, rounds * ranks)
         bins = _dealt(batch, pieces, rounds * ranks)
-        fits = all(len(found) <= 1 or sum(_cost(batch, p) for p in found) <= token_budget for found in bins)
+        fits = all(len(found) <= 1 or _filled(batch, found) <= token_budget for found in bins)
         if fits or len(pieces) <= rounds * ranks:
             break
         rounds += 1
+    if ranks > 1:
+        bins = _evened(batch, bins)
     filled = [(found, False) for found in bins if found]
     filled += [([smallest(batch, pieces)], True)] * (-len(filled) % ranks)
     return [filled[rank::ranks] for rank in range(ranks)]
+
+
+def _evened(batch: Batch, bins: list[list[list[int]]]) -> list[list[list[int]]]:
+    """The same samples in as many bins, the fullest with at most UNEVEN of the mean where splitting groups, at the
+    price of their prompt once more, can do that."""
+    while True:
+        filled = [_filled(batch, found) for found in bins]
+        fullest = bins[filled.index(max(filled))]
+        divisible = [piece for piece in fullest if len(piece) > 1]
+        if max(filled) <= UNEVEN * sum(filled) / len(bins) or not divisible:
+            return bins
+        longest = max(divisible, key=lambda piece: _cost(batch, piece))
+        pieces = [piece for found in bins for piece in found if piece is not longest]
+        again = _dealt(batch, [*pieces, longest[::2], longest[1::2]], len(bins))
+        if max(_filled(batch, found) for found in again) >= max(filled):
+            return bins
+        bins = again
+
+
+def _filled(batch: Batch, pieces: Sequence[Sequence[int]]) -> int:
+    """Tokens of a bin."""
+    return sum(_cost(batch, piece) for piece in pieces)
 
 
 def smallest(batch: Batch, pieces: list[list[int]]) -> list[int]:
@@ -228,6 +258,11 @@ def lay_out(batch: Batch, pieces: Sequence[Sequence[int]], kernel: Kernel, ghost
         lengths=tensor(np.array(lengths)),
         ghost=ghost,
     )
+
+
+def _finite(values: Tensor) -> list[float | None]:
+    """As JSON has them."""
+    return [x if math.isfinite(x) else None for x in values.tolist()]
 
 
 def _members(batch: Batch, part: Sequence[int]) -> list[list[int]]:

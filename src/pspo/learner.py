@@ -29,7 +29,7 @@ from pspo.logprobs import token_log_probs
 from pspo.models import DTYPES, load_policy
 from pspo.objective import Tokens, UpdateStats, loss_of, sequence_weights, token_stats
 from pspo.ranks import Ranks
-from pspo.sharding import merged_known, shard
+from pspo.sharding import merged_known, reshard, shard
 from pspo.surrogates import Surrogate, from_config
 
 
@@ -109,11 +109,17 @@ class Learner:
     @torch.no_grad()
     def _log_probs(self, policy: Policy, batch: Batch, part: Sequence[int]) -> Tensor:
         found = torch.full_like(batch.sampler, torch.nan)
+        finite = torch.ones((), dtype=torch.bool, device=batch.device)
         with self.ranks.expecting("log-probs of a batch"):
             for pack in self._packs(batch, part):
                 log_probs, _ = policy(pack)
                 if not pack.ghost:
+                    finite &= log_probs.isfinite().all()
                     found[pack.flat] = log_probs.to(found)
+            reshard(policy)
+        (damaged,) = self.ranks.sum([float(~finite)], "log-probs that are not finite")
+        if damaged:
+            raise NonFiniteError("the policy's log-probs are not finite: it has diverged, or its weights are damaged")
         return merged_known(found, self.ranks, "exchange of log-probs")
 
     def update(self, batch: Batch, part: Sequence[int], number: int) -> UpdateStats:
@@ -124,37 +130,41 @@ class Learner:
         and the optimiser unmoved, where loss or gradient is not finite.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        news = not batch.moved or batch.unknown(part)
+        news = self.ranks.size > 1 and (not batch.moved or batch.unknown(part))
         with self.ranks.expecting(f"update {number}"):
-            stats = UpdateStats.total(self._accumulate(batch, part))
+            stats = UpdateStats.of(list(self._accumulate(batch, part)))
             grad_norm = clip_gradients(self.model, self.cfg.max_grad_norm)
+            if news:  # what this rank has found out is needed by the one that meets the sample next
+                batch.old = merged_known(batch.old, self.ranks, "exchange of old log-probs")
+                batch.before = merged_known(batch.before, self.ranks, "exchange of old log-probs")
         (loss,) = self.ranks.sum([stats.loss], f"loss of update {number}")
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise NonFiniteError(f"loss {loss} and gradient norm {grad_norm} in update {number}: both must be finite")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.cfg, number, self.planned_updates)
         self.optimizer.step()
-        if news:  # what this rank has found out is needed by the one that meets the sample next
-            batch.old, batch.before = (merged_known(x, self.ranks, "old log-probs") for x in (batch.old, batch.before))
         batch.moved = True
         return replace(stats, grad_norm=grad_norm, updates=1.0)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's parameters under their checkpoint names, one by one; tied ones once, adapters merged. Of several
         ranks each has to go through all of them: a parameter is gathered when its turn comes."""
+        reshard(self.policy)
         return adapters.merged_weights(self.model)
+
+    def state_dict(self, keep: bool) -> dict[str, Tensor]:
+        """What a checkpoint is to hold; {} for a rank that does not write it (`keep`), which helps to gather."""
+        reshard(self.policy)
+        return adapters.state_dict_to_save(self.model, keep)
 
     def _packs(self, batch: Batch, part: Sequence[int]) -> Iterator[Pack]:
         """This rank's share of the samples."""
         return packs(batch, part, self.cfg.token_budget, self.kernel, self.ranks.rank, self.ranks.size)
 
-    def _accumulate(self, batch: Batch, part: Sequence[int]) -> Iterator[UpdateStats]:
-        """Adds the gradient of each pack to the parameters, yielding its statistics."""
-        lengths = torch.from_numpy(batch.lengths).to(batch.device)
-        of_the_part = lengths[list(part)]
-        weights = sequence_weights(
-            lengths, self.cfg.normalise, self.max_tokens, tokens=int(of_the_part.sum()), sequences=len(part)
-        )
+    def _accumulate(self, batch: Batch, part: Sequence[int]) -> Iterator[Tensor]:
+        """Adds the gradient of each pack to the parameters, yielding its statistics, which stay on the device."""
+        lengths, count = torch.from_numpy(batch.lengths).to(batch.device), int(batch.lengths[list(part)].sum())
+        weights = sequence_weights(lengths, self.cfg.normalise, self.max_tokens, tokens=count, sequences=len(part))
         for pack in self._packs(batch, part):
             log_probs, entropy = self.policy(pack)
             if pack.ghost:
@@ -177,7 +187,7 @@ class Learner:
             )
             loss = loss_of(self.surrogate, tokens, self.cfg)
             loss.backward()
-            yield replace(token_stats(self.surrogate, tokens, self.cfg), loss=float(loss.detach()))
+            yield token_stats(self.surrogate, tokens, loss, self.cfg)
 
 
 def make_learner(cfg: TrainConfig, checkpoint: str, ranks: Ranks) -> Learner:

@@ -22,7 +22,11 @@ SECTIONS: dict[str, list[Metric]] = {
         Metric(
             "accuracy/train", "share", "Completions of the step graded correct, sampled at the rollout temperature."
         ),
-        Metric("reward/no_signal_share", "share", "Groups whose rewards are all equal; they cannot move the policy."),
+        Metric(
+            "reward/no_signal_share",
+            "share",
+            "Groups whose rewards are all equal, of all that were sampled; they cannot move the policy.",
+        ),
         Metric(
             "accuracy/train_lenient",
             "share",
@@ -86,17 +90,20 @@ SECTIONS: dict[str, list[Metric]] = {
         Metric(
             "policy/entropy", "nats", "Mean entropy of the policy at completion tokens, at the rollout temperature."
         ),
-        Metric("optim/loss", "", "Mean over the step's updates of minus the surrogate's weighted sum."),
+        Metric("optim/loss", "", "Mean over the step's updates of the loss, all its terms together."),
         Metric("optim/grad_norm", "", "Mean over the step's updates of the gradient's norm before clipping."),
         Metric("optim/lr", "", "Learning rate of the step's last update."),
         Metric("optim/updates", "updates", "Optimiser updates of the step."),
+        Metric("optim/groups", "groups", "Groups that the step learned from, after refilling and leaving out."),
     ],
     "Sampler against learner": [
         Metric(
             "gap/abs_dev_mean",
             "",
             "Mean |r - 1| between learner and sampler with equal weights: how far ratios are from "
-            "1 before anything was learned from the batch.",
+            "1 before anything was learned from the batch. Of all groups in steps that are checked (the first, and the "
+            "first after new weights); otherwise of what the step learns from, and with learner.old_log_probs=sampler "
+            "of its first minibatch alone, where policy and sampler can be compared for nothing. So all of gap/.",
         ),
         Metric(
             "gap/log_prob_max", "nats", "Largest difference in log-prob of any sampled token, learner against sampler."

@@ -8,7 +8,7 @@ any way: the gradient is the same sum. c corrects for a sampler that is not the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, Protocol
 
@@ -66,7 +66,7 @@ def sequence_mean(values: Tensor, lengths: Tensor) -> Tensor:
     >>> sequence_mean(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([2, 1])).tolist()
     [2.0, 2.0, 5.0]
     """
-    means = torch.segment_reduce(values, "mean", lengths=lengths)
+    means = torch.segment_reduce(values, "mean", lengths=lengths, unsafe=True)  # lengths are counts
     return means.repeat_interleave(lengths, output_size=len(values))
 
 
@@ -97,7 +97,7 @@ def truncated_weights(log_gap: Tensor, lengths: Tensor, level: Level, cap: float
     """
     log_gap = log_gap.detach()
     if level == "sequence":
-        sums = torch.segment_reduce(log_gap, "sum", lengths=lengths)
+        sums = torch.segment_reduce(log_gap, "sum", lengths=lengths, unsafe=True)
         log_gap = sums.repeat_interleave(lengths, output_size=len(log_gap))
     return ratio(log_gap).clamp(max=cap)
 
@@ -111,8 +111,6 @@ class UpdateStats:
     """|r - 1|"""
     max_ratio: float = 0.0
     """largest ratio of any token; the maximum, not a sum"""
-    max_abs_log_ratio: float = 0.0
-    """the same of |log r|"""
     clamped: float = 0.0
     """tokens whose log-ratio was clamped"""
     signal: float = 0.0
@@ -144,6 +142,16 @@ class UpdateStats:
     @staticmethod
     def total(parts: Iterable[UpdateStats]) -> UpdateStats:
         return sum(parts, start=UpdateStats())
+
+    @staticmethod
+    def of(packs: Sequence[Tensor]) -> UpdateStats:
+        """From `token_stats` of an update's packs; one transfer from the device for all of them."""
+        rows = torch.stack(list(packs)).tolist() if packs else []
+        return UpdateStats.total(UpdateStats(**dict(zip(MEASURED, row, strict=True))) for row in rows)
+
+
+MEASURED = tuple(f.name for f in fields(UpdateStats) if f.name not in ("grad_norm", "updates"))
+"""The statistics that come from tokens."""
 
 
 @dataclass(frozen=True)
@@ -213,35 +221,32 @@ def _correction(tokens: Tokens, cfg: Settings) -> Tensor:
 
 
 @torch.no_grad()
-def token_stats(surrogate: Surrogate, tokens: Tokens, cfg: Settings) -> UpdateStats:
-    """The statistics of a pack's tokens; one transfer from the device for all of them."""
+def token_stats(surrogate: Surrogate, tokens: Tokens, loss: Tensor, cfg: Settings) -> Tensor:
+    """What a pack says of an update, as numbers in the order of `UpdateStats`, on the device: nothing waits for it."""
     log_ratio, advantage = _log_ratio(tokens, cfg).detach().double(), tokens.advantage.double()
     r = ratio(log_ratio)
     slope = relative_slope(surrogate, log_ratio, advantage).abs()
     signal = advantage != 0
-    nothing = log_ratio.new_zeros(())
-    kl = correction = capped = nothing
+    kl = correction = capped = log_ratio.new_zeros(())
     if cfg.kl_coef and tokens.reference is not None:
         kl = kl_estimate((tokens.log_probs - tokens.reference).double(), cfg.kl_estimator).sum()
     if cfg.correction != "none":
         weights = _correction(tokens, cfg)
         correction, capped = weights.sum(), (weights >= cfg.correction_cap).sum()
-    numbers = torch.stack(
-        [
-            (r - 1).abs().sum(),
-            r.max(),
-            log_ratio.abs().max(),
-            (log_ratio.abs() > log_ratio_limit(log_ratio.dtype)).sum(),
-            signal.sum(),
-            (signal & (slope == 0)).sum(),
-            (signal & (slope < SMALL_SLOPE)).sum(),
-            -log_ratio.sum(),
-            (r - 1 - log_ratio).sum(),
-            tokens.entropy.double().sum(),
-            kl.double(),
-            correction.double(),
-            capped,
-        ]
-    ).tolist()
-    names = [f.name for f in fields(UpdateStats)][1 : 1 + len(numbers)]  # the order above is the order there
-    return UpdateStats(tokens=float(len(log_ratio)), **dict(zip(names, numbers, strict=True)))
+    found = {
+        "tokens": torch.ones_like(log_ratio).sum(),
+        "abs_dev": (r - 1).abs().sum(),
+        "max_ratio": r.max(),
+        "clamped": (log_ratio.abs() > log_ratio_limit(log_ratio.dtype)).sum(),
+        "signal": signal.sum(),
+        "zero_slope": (signal & (slope == 0)).sum(),
+        "small_slope": (signal & (slope < SMALL_SLOPE)).sum(),
+        "k1": -log_ratio.sum(),
+        "k3": (r - 1 - log_ratio).sum(),
+        "entropy": tokens.entropy.double().sum(),
+        "reference_kl": kl,
+        "correction": correction,
+        "capped": capped,
+        "loss": loss.detach(),
+    }
+    return torch.stack([found[name].double() for name in MEASURED])

@@ -1,6 +1,6 @@
 """A training run: its parts, and the steps that `pspo.train` is written in.
 
-    problems -> sample -> reward -> refill -> batch -> check -> old_log_probs -> update ... -> sync -> evaluate -> log
+    problems -> sample -> reward -> refill -> check -> batch -> old_log_probs -> update ... -> sync -> evaluate -> log
 
 Every rank runs all of it: it samples and grades its share of the prompts, and learns from its share of the tokens. What
 is one file (metrics, checkpoints, evaluations) is the first rank's. Files of a run: docs/files.md. Imports: all rooms
@@ -26,7 +26,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from pspo.adapters import state_dict_to_save
 from pspo.advantages import has_signal
 from pspo.batching import Batch
 from pspo.config import TrainConfig, run_dir_of
@@ -102,6 +101,7 @@ class Run:
         self.metrics: dict[str, float] = {}
         self.sampled: list[Group] = []  # of all ranks, those that were replaced included
         self.grades: list[Grade] = []  # of their completions
+        self.no_signal: list[bool] = []  # of these groups
         self.grading: list[Future[list[Grade]]] = []  # of this rank's groups since the last reward
         self.learning: Batch | None = None
         self.updates: list[UpdateStats] = []  # of this rank's share
@@ -150,7 +150,9 @@ class Run:
         grades = [grade for of_a_group in graded for grade in of_a_group]
         self.grades += grades
         right = [float(correct) for correct in counted((grade.correct for grade in grades), groups)]
-        return torch.tensor(right).view(len(groups), -1)
+        rewards = torch.tensor(right).view(len(groups), -1)
+        self.no_signal += (~has_signal(rewards)).tolist()
+        return rewards
 
     def refill(self, groups: list[Group], rewards: Tensor, step: int) -> tuple[list[Group], Tensor]:
         """Groups whose rewards are all equal, replaced by groups of other problems, rollout.refill times at most."""
@@ -170,9 +172,9 @@ class Run:
 
     def batch(self, groups: Sequence[Group], advantages: Tensor, rewards: Tensor) -> Batch:
         """What the step learns from: without groups whose rewards are all equal, unless the config keeps them."""
-        self.metrics["reward/no_signal_share"] = 1 - float(has_signal(rewards).float().mean())
         kept = has_signal(rewards) if self.cfg.learner.drop_no_signal else torch.ones(len(groups), dtype=torch.bool)
         chosen = kept.nonzero().flatten().tolist()
+        self.metrics["optim/groups"] = len(chosen)
         self.learning = self._batch_of([groups[k] for k in chosen], advantages[kept].tolist())
         return self.learning
 
@@ -242,7 +244,8 @@ class Run:
     def sync(self) -> None:
         """Streams the learner's weights into the sampler."""
         with self.clock("sync"), self.ranks.expecting("handing the weights to the samplers"):
-            self.sampler.load(self.learner.weights())
+            if self.updates:
+                self.sampler.load(self.learner.weights())
 
     # --- evaluation and checkpoints ----------------------------------------------------------------------------------
 
@@ -281,11 +284,12 @@ class Run:
         tokens = sum(len(completion.token_ids) for group in self.sampled for completion in group.completions)
         found = {
             **rollout_metrics(self.sampled, self.grades),
+            "reward/no_signal_share": sum(self.no_signal) / len(self.no_signal),
             "rollout/refilled_groups": len(self.sampled) - self.cfg.rollout.prompts,
             "speed/rollout_tokens_per_s": tokens / max(self.seconds["rollout"], 1e-9),
             "speed/learn_tokens_per_s": self.learned_tokens / max(self.seconds["learn"], 1e-9),
         }
-        if self.learning is not None:
+        if self.learning is not None and "gap/abs_dev_mean" not in self.metrics:  # a check has said it of all groups
             found |= gap_metrics(self.learning.before - self.learning.sampler)
         shares = self.ranks.gather(UpdateStats.total(self.updates), "exchange of statistics")
         # every rank has counted each update, and its gradient's norm, which is that of all ranks together
@@ -306,7 +310,8 @@ class Run:
                 found["last"] = self._by_all(lambda sampler: self._test(sampler, self.cfg.steps, ""))
                 if self.validated:  # without validation no step is the best one
                     if self.best_step != self.cfg.steps:
-                        self.sampler.load(read_weights(self._step_dir(self.best_step)))
+                        best = self._step_dir(self.best_step)
+                        self.ranks.together(lambda: self.sampler.load(read_weights(best)), "loading the best policy")
                     found["best"] = self._by_all(lambda sampler: self._test(sampler, self.best_step, ".best"))
             self.total_seconds["test"] = self.seconds["test"]
         result = {
@@ -363,7 +368,7 @@ class Run:
     def _save(self, directory: Path) -> None:
         """Writes the policy as a checkpoint: gathered by all ranks, written by the first."""
         with self.ranks.expecting(f"gathering the weights of {directory.name}"):
-            weights = state_dict_to_save(self.learner.model, keep=self.ranks.first)
+            weights = self.learner.state_dict(keep=self.ranks.first)
         write = partial(save_policy, self.learner.model, self.tokenizer, directory, weights)
         self.ranks.from_first(write, f"writing {directory.name}")
 

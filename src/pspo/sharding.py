@@ -16,11 +16,12 @@ def shard(policy: nn.Module, model: PreTrainedModel, ranks: Ranks, compute_dtype
     """Spreads the parameters of `policy`, in place, whose forward computes with the layers of `model`.
 
     A layer is whole on a rank only while it computes, in `compute_dtype` (None: its own); parameters, gradients and
-    their sum over the ranks stay in the dtype they have. The rest of the model, embedding and head, is whole for the
-    forward and backward pass of a pack. Gradients are summed, not averaged: a rank's loss is its share of the whole.
+    their sum over the ranks stay in the dtype of what is learned. The rest of the model, embedding and head, is whole
+    for the forward and backward pass of a pack. Gradients are summed, not averaged: a rank's loss is its share.
     """
     mesh = init_device_mesh(model.device.type, (ranks.size,))
-    stored = next(model.parameters()).dtype
+    learned = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad]
+    stored = learned[0] if learned else None
     dtypes = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=stored, cast_forward_inputs=False)
     blocks = set(model._no_split_modules or ())
     for module in list(model.modules()):
@@ -31,6 +32,13 @@ def shard(policy: nn.Module, model: PreTrainedModel, ranks: Ranks, compute_dtype
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # what gloo knows, and NCCL has zero-copy kernels for
+
+
+def reshard(policy: nn.Module) -> None:
+    """Lets go of what a forward pass without backward leaves whole, in the compute dtype: embedding and head."""
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def merged_known(values: Tensor, ranks: Ranks, what: str) -> Tensor:

@@ -59,7 +59,7 @@ def main():
     torch.set_num_threads(1)
     chosen = dict(setting.split("=") for setting in settings)
     groups, parts, lora = (int(chosen.pop(name, at)) for name, at in (("groups", 6), ("parts", 2), ("lora", 0)))
-    dtype = {"fp32": torch.float32, "fp64": torch.float64}[chosen.pop("dtype", "fp64")]
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}[chosen.pop("dtype", "fp64")]
     compute = chosen.pop("compute", "float32")
     budget = int(chosen.pop("token_budget", 1024))
     overrides = [f"learner.{name}={value}" for name, value in chosen.items()]
@@ -93,6 +93,7 @@ def main():
                     norms.append(mine.grad_norm)
                     stats = stats + mine
                     number += 1
+        learner.log_probs(batch, [0])  # leaves a sharded policy's embedding whole, were it not for a reshard
         all_stats = UpdateStats.total(ranks.gather(stats, "statistics"))
         weights = {name: weight.clone() for name, weight in learner.weights()}
         found = {"weights": weights, "norms": torch.tensor(norms), "old": batch.old, "before": batch.before}

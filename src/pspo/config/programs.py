@@ -64,6 +64,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         rollout, learner = self.rollout, self.learner
+        if learner.minibatch_of == "groups" and rollout.prompts % learner.minibatches:
+            allowed = f"must divide rollout.prompts={rollout.prompts} where learner.minibatch_of=groups"
+            raise ConfigError("learner.minibatches", learner.minibatches, allowed)
         if rollout.sequences % learner.minibatches:
             raise ConfigError(
                 "learner.minibatches",
@@ -87,8 +90,8 @@ class TrainConfig:
                 f"data.validation={self.data.validation} are held out",
             )
         longest = rollout.max_prompt_tokens + max(rollout.max_new_tokens, self.eval.max_new_tokens)
-        if learner.token_budget < rollout.max_prompt_tokens + rollout.max_new_tokens:
-            raise ConfigError("learner.token_budget", learner.token_budget, f"one sequence may have {longest} tokens")
+        if learner.token_budget < (most := rollout.max_prompt_tokens + rollout.max_new_tokens):
+            raise ConfigError("learner.token_budget", learner.token_budget, f"one sequence may have {most} tokens")
         if self.model.arch is not None and longest > self.model.arch.max_positions:
             raise ConfigError("model.arch.max_positions", self.model.arch.max_positions, f"needs {longest} or more")
         if self.model.path is None and self.data.kind != "wordproblems":

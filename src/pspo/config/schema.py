@@ -344,7 +344,7 @@ class Learner:
     """Weight of the policy's entropy, which is raised by a positive one."""
     correction: Literal["none", "token", "sequence"]
     """Importance weights for a sampler that is not the learner's old policy, truncated at correction_cap."""
-    correction_cap: Positive
+    correction_cap: Annotated[float, Strict(), Field(ge=1)]
     gradient_checkpointing: Flag
 
     def __post_init__(self) -> None:

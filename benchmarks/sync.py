@@ -1,0 +1,220 @@
+"""The learner's weights into the sampler, against the size of the policy: time of a load, and memory on top.
+
+    .venv/bin/python benchmarks/sync.py [--sizes tiny 5M 20M 200M 20M+qwen] [--sharded 20M] [--loads 7]
+
+Policies of random fp32 weights, the smallest with the small world's architecture, the last with Qwen's vocabulary,
+whose tied embedding is one parameter of 297 MiB. What is timed is the whole of `Run.sync`: `Learner.weights()` into
+`Sampler.load()`, parameter by parameter, for either engine. A process for each size, since an engine of vLLM's that is
+closed takes others with it. The sizes of --sharded are measured on two ranks as well: the policy is spread over them
+(FSDP2, gloo), and each has an engine of its own.
+
+Extra memory is the largest resident set during a load less that before it, of one rank, in loads that are not timed,
+because malloc is told to give back what is freed; Linux only. A sync that gathered the whole policy first would show
+all of it there.
+
+Prints one table, medians over the loads after the first with their range, and writes benchmarks/results/sync.json.
+Without vLLM it says so and measures plain transformers alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from _common import ROOT, spread, table, write_results
+
+if TYPE_CHECKING:
+    from pspo.learner import Learner
+    from pspo.ranks import Ranks
+    from pspo.rollout import Sampler
+
+MIB, GIB = 1 << 20, 1 << 30
+MEMORY_LOADS = 3
+SMALL, QWEN = 369, 151_936  # vocabularies: the small world's, Qwen2's
+
+
+class Size(NamedTuple):
+    """Shape of a policy. A layer has 9 width^2 parameters: half as many heads for keys, an MLP twice as wide."""
+
+    width: int
+    layers: int
+    vocabulary: int = SMALL
+
+
+SIZES = {
+    "tiny": Size(128, 4),
+    "5M": Size(256, 8),
+    "20M": Size(512, 8),
+    "80M": Size(1024, 8),
+    "200M": Size(1024, 21),
+    "20M+qwen": Size(512, 8, QWEN),
+}
+DEFAULT = [name for name in SIZES if name != "80M"]
+
+
+# --- one process of one size ------------------------------------------------------------------------------------------
+
+
+def make_checkpoint(size: Size, directory: Path) -> None:
+    from pspo.config import TrainConfig, compose
+    from pspo.config.schema import Architecture
+    from pspo.data import eos_ids
+    from pspo.data.tokenizer import build_tokenizer
+    from pspo.models import build, save_policy
+    from pspo.startup import prepare
+
+    prepare("cpu", threads=None)
+    tokenizer = build_tokenizer(compose("train", TrainConfig, []).data)
+    arch = Architecture(size.width, size.layers, size.width // 32, size.width // 64, 2 * size.width, 256, 1e4, True)
+    vocabulary = max(size.vocabulary, len(tokenizer))
+    model = build(arch, vocabulary, eos_ids(tokenizer)[0], tokenizer.pad_token_id, seed=0)
+    save_policy(model, tokenizer, directory)
+
+
+def measure(checkpoint: Path, engine: str, loads: int, ranks: Ranks) -> dict[str, Any]:
+    """Seconds of some loads, and MiB on top during others, of this rank."""
+    from pspo.config import TrainConfig, compose
+    from pspo.data import load_tokenizer
+    from pspo.learner import make_learner
+    from pspo.rollout import make_sampler
+    from pspo.startup import prepare
+
+    cfg = compose("train", TrainConfig, [f"rollout={engine}", f"model.path={checkpoint}", "model.arch=null"])
+    prepare(cfg.device, cfg.threads)
+    tokenizer = load_tokenizer(str(checkpoint))
+    sampler = ranks.together(
+        lambda: make_sampler(str(checkpoint), cfg.rollout, tokenizer, cfg.device, 192, ranks=ranks), "the samplers"
+    )
+    learner = ranks.together(lambda: make_learner(cfg, str(checkpoint), ranks), "the policy")
+    of_all, of_a_layer = (
+        [p.numel() * p.element_size() for p in module.parameters()]
+        for module in (learner.model, learner.model.base_model.layers[0])
+    )
+    load = partial(one_load, learner, sampler, ranks)
+    load()  # sets up what later ones use
+    seconds = [load()[0] for _ in range(loads)]
+    give_back_freed()
+    load()
+    extra = [load()[1] for _ in range(MEMORY_LOADS)]
+    sampler.close()
+    sizes = {"bytes": sum(of_all), "layer_bytes": sum(of_a_layer), "largest_parameter_bytes": max(of_all)}
+    return {"seconds": seconds, "extra_mib": extra, **sizes}
+
+
+def one_load(learner: Learner, sampler: Sampler, ranks: Ranks) -> tuple[float, float]:
+    """Seconds and MiB."""
+    ranks.barrier("the next load")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before, started = resident("VmRSS"), time.perf_counter()
+    with ranks.expecting("handing the weights to the samplers"):
+        sampler.load(learner.weights())
+    return time.perf_counter() - started, resident("VmHWM") - before
+
+
+def give_back_freed() -> None:
+    """glibc's malloc gives what is freed back to the system at once, in blocks from 64 KiB on (mallopt(3))."""
+    trim_threshold, mmap_threshold = -1, -3
+    libc = ctypes.CDLL(None)
+    for option in (trim_threshold, mmap_threshold):
+        libc.mallopt(option, 1 << 16)
+    libc.malloc_trim(0)
+
+
+def resident(field: str) -> float:
+    """MiB of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(field))) / 1024
+
+
+def child(checkpoint: Path, engines: list[str], loads: int, out: Path) -> None:
+    """All engines in turn, vLLM last."""
+    from pspo.ranks import joined
+
+    with joined("cpu", timeout=300) as ranks:
+        found = {engine: measure(checkpoint, engine, loads, ranks) for engine in engines}
+        if ranks.first:
+            out.write_text(json.dumps(found))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def measured_apart(checkpoint: Path, engines: list[str], loads: int, ranks: int, folder: str) -> dict[str, Any]:
+    """`child` in a program of its own, or one for each rank."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    out = Path(folder, "found.json")
+    asked = [str(checkpoint), "--engines", *engines, "--loads", str(loads), "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launch, __file__, "--child", *asked]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    return json.loads(out.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=DEFAULT)
+    parser.add_argument("--loads", type=int, default=7)
+    parser.add_argument("--sharded", nargs="*", choices=list(SIZES), default=["20M"], help="on two ranks as well")
+    parser.add_argument("--child", type=Path, metavar="CHECKPOINT", help=argparse.SUPPRESS)
+    parser.add_argument("--engines", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        child(options.child, options.engines, options.loads, options.out)
+        return
+
+    engines = ["hf", "vllm"]
+    if importlib.util.find_spec("vllm") is None:
+        print("vLLM is not installed: plain transformers alone")
+        engines = ["hf"]
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for name in options.sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = Path(folder, "checkpoint")
+            make_checkpoint(SIZES[name], checkpoint)
+            found[name] = {
+                ranks: measured_apart(checkpoint, engines, options.loads, ranks, folder)
+                for ranks in ((1, 2) if name in options.sharded else (1,))
+            }
+    report(options, found)
+
+
+def report(options: argparse.Namespace, found: dict[str, dict[int, dict[str, Any]]]) -> None:
+    rows = []
+    for by_ranks in found.values():
+        for ranks, by_engine in by_ranks.items():
+            for engine, seen in by_engine.items():
+                size, seconds = seen["bytes"], seen["seconds"]
+                rows.append(
+                    [
+                        f"{size / 4e6:.3g} M",
+                        f"{size / MIB:,.1f}",
+                        engine,
+                        str(ranks),
+                        spread([1000 * s for s in seconds], 3),
+                        spread([size / GIB / s for s in seconds], 3),
+                        spread(seen["extra_mib"], 3),
+                        *(f"{seen[part] / MIB:,.3g}" for part in ("layer_bytes", "largest_parameter_bytes")),
+                    ]
+                )
+    print(f"fp32, 1 thread a rank; median of {options.loads} loads (range)")
+    head = ["parameters", "weights, MiB", "engine", "ranks", "load, ms", "GiB/s", "extra memory, MiB"]
+    print(table([*head, "a layer, MiB", "largest parameter, MiB"], rows))
+    kept = {name: value for name, value in vars(options).items() if name not in ("child", "engines", "out")}
+    write_results("sync", options=kept, sizes=found)
+
+
+if __name__ == "__main__":
+    main()
