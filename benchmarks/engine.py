@@ -107,6 +107,9 @@ def main() -> None:
     subprocess.run([sys.executable, "-m", "pspo.sft"], check=True)
 
     from pspo.config import TrainConfig, compose
+    from pspo.config.compose import bound_spinning
+
+    bound_spinning()  # as every program of this project does
     from pspo.ranks import Ranks
     from pspo.run import Run
 

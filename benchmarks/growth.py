@@ -133,6 +133,9 @@ def one_step(learner: Learner, samples: list[Sample], ranks: Ranks) -> float:
 
 def serve(threads: int) -> None:
     """Answers lines of standard input, each a `Work`, with the seconds of its step, until there are no more."""
+    from pspo.config.compose import bound_spinning
+
+    bound_spinning()  # as every program of this project does
     import torch
 
     from pspo.ranks import joined

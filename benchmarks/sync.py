@@ -1,6 +1,6 @@
 """The learner's weights into the sampler, against the size of the policy: time of a load, and memory on top.
 
-    .venv/bin/python benchmarks/sync.py [--sizes tiny 5M 20M 200M 20M+qwen] [--sharded 20M] [--loads 7]
+    .venv/bin/python benchmarks/sync.py [--sizes tiny 20M 200M 20M+qwen] [--sharded 20M] [--loads 7]
 
 Policies of random fp32 weights, the smallest with the small world's architecture, the last with Qwen's vocabulary,
 whose tied embedding is one parameter of 297 MiB. What is timed is the whole of `Run.sync`: `Learner.weights()` into
@@ -8,9 +8,9 @@ whose tied embedding is one parameter of 297 MiB. What is timed is the whole of 
 closed takes others with it. The sizes of --sharded are measured on two ranks as well: the policy is spread over them
 (FSDP2, gloo), and each has an engine of its own.
 
-Extra memory is the largest resident set during a load less that before it, of one rank, in loads that are not timed,
-because malloc is told to give back what is freed; Linux only. A sync that gathered the whole policy first would show
-all of it there.
+Extra memory is the largest resident set during a load less that before it, of one rank; Linux only. It is taken in a
+process of its own in which malloc is told from the start to give back what is freed, which makes loads twice as slow. A
+sync that gathered the whole policy first would show all of it there.
 
 Prints one table, medians over the loads after the first with their range, and writes benchmarks/results/sync.json.
 Without vLLM it says so and measures plain transformers alone.
@@ -19,7 +19,6 @@ Without vLLM it says so and measures plain transformers alone.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import importlib.util
 import json
 import os
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
     from pspo.rollout import Sampler
 
 MIB, GIB = 1 << 20, 1 << 30
-MEMORY_LOADS = 3
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 SMALL, QWEN = 369, 151_936  # vocabularies: the small world's, Qwen2's
 
 
@@ -59,7 +58,7 @@ SIZES = {
     "200M": Size(1024, 21),
     "20M+qwen": Size(512, 8, QWEN),
 }
-DEFAULT = [name for name in SIZES if name != "80M"]
+DEFAULT = ["tiny", "20M", "200M", "20M+qwen"]
 
 
 # --- one process of one size ------------------------------------------------------------------------------------------
@@ -82,7 +81,7 @@ def make_checkpoint(size: Size, directory: Path) -> None:
 
 
 def measure(checkpoint: Path, engine: str, loads: int, ranks: Ranks) -> dict[str, Any]:
-    """Seconds of some loads, and MiB on top during others, of this rank."""
+    """Seconds of each load and MiB on top during it, of this rank."""
     from pspo.config import TrainConfig, compose
     from pspo.data import load_tokenizer
     from pspo.learner import make_learner
@@ -102,10 +101,7 @@ def measure(checkpoint: Path, engine: str, loads: int, ranks: Ranks) -> dict[str
     )
     load = partial(one_load, learner, sampler, ranks)
     load()  # sets up what later ones use
-    seconds = [load()[0] for _ in range(loads)]
-    give_back_freed()
-    load()
-    extra = [load()[1] for _ in range(MEMORY_LOADS)]
+    seconds, extra = zip(*(load() for _ in range(loads)), strict=True)
     sampler.close()
     sizes = {"bytes": sum(of_all), "layer_bytes": sum(of_a_layer), "largest_parameter_bytes": max(of_all)}
     return {"seconds": seconds, "extra_mib": extra, **sizes}
@@ -119,15 +115,6 @@ def one_load(learner: Learner, sampler: Sampler, ranks: Ranks) -> tuple[float, f
     with ranks.expecting("handing the weights to the samplers"):
         sampler.load(learner.weights())
     return time.perf_counter() - started, resident("VmHWM") - before
-
-
-def give_back_freed() -> None:
-    """glibc's malloc gives what is freed back to the system at once, in blocks from 64 KiB on (mallopt(3))."""
-    trim_threshold, mmap_threshold = -1, -3
-    libc = ctypes.CDLL(None)
-    for option in (trim_threshold, mmap_threshold):
-        libc.mallopt(option, 1 << 16)
-    libc.malloc_trim(0)
 
 
 def resident(field: str) -> float:
@@ -149,12 +136,19 @@ def child(checkpoint: Path, engines: list[str], loads: int, out: Path) -> None:
 # ----------------------------------------------------------------------------------------------------------------------
 
 
-def measured_apart(checkpoint: Path, engines: list[str], loads: int, ranks: int, folder: str) -> dict[str, Any]:
-    """`child` in a program of its own, or one for each rank."""
+def measured_apart(checkpoint: Path, engines: list[str], loads: int, ranks: int) -> dict[str, Any]:
+    """What `child` finds by engine: seconds of one program (or one a rank), memory of another."""
+    timed = run_child(checkpoint, engines, loads, ranks, {})
+    held = run_child(checkpoint, engines, loads, ranks, GIVE_BACK)
+    return {engine: timed[engine] | {"extra_mib": held[engine]["extra_mib"]} for engine in engines}
+
+
+def run_child(checkpoint: Path, engines: list[str], loads: int, ranks: int, told: dict[str, str]) -> dict[str, Any]:
+    """`told`: variables of its environment."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    out = Path(folder, "found.json")
+    out = checkpoint.with_name("found.json")
     asked = [str(checkpoint), "--engines", *engines, "--loads", str(loads), "--out", str(out)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | told
     command = [sys.executable, *launch, __file__, "--child", *asked]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     if done.returncode:
@@ -185,7 +179,7 @@ def main() -> None:
             checkpoint = Path(folder, "checkpoint")
             make_checkpoint(SIZES[name], checkpoint)
             found[name] = {
-                ranks: measured_apart(checkpoint, engines, options.loads, ranks, folder)
+                ranks: measured_apart(checkpoint, engines, options.loads, ranks)
                 for ranks in ((1, 2) if name in options.sharded else (1,))
             }
     report(options, found)

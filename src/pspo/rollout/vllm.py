@@ -118,6 +118,7 @@ class VllmSampler:
             top_p=decoding.top_p,
             max_tokens=decoding.max_new_tokens,
             logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,  # as one list, instead of a dictionary with an object for each token
             stop=list(self.stop),
             stop_token_ids=list(self.eos),
             detokenize=bool(self.stop),
@@ -126,7 +127,8 @@ class VllmSampler:
         )
 
     def _completion(self, output: Any) -> Completion:
-        log_probs = [at[token].logprob for token, at in zip(output.token_ids, output.logprobs, strict=True)]
+        log_probs = output.logprobs.logprobs
+        assert output.logprobs.token_ids == list(output.token_ids)  # one entry a token, its own
         return completion_of(tuple(output.token_ids), log_probs, self.tokenizer, self.eos, self.stop)
 
 
