@@ -40,7 +40,8 @@ def write_results(name: str, **results: Any) -> None:
     made_with = provenance()
     if "with changes" in made_with["commit"]:
         print(f"warning: files differ from the commit: the results are of {made_with['commit']}", file=sys.stderr)
-    peers = ", ".join(f"{peer} {metadata.version(peer)}" for peer in PEERS)
+    there = [peer for peer in PEERS if peer not in find_missing()]
+    peers = ", ".join(f"{peer} {metadata.version(peer)}" for peer in there)
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"provenance": made_with | {"peers": peers}, **results}, indent=1) + "\n")

@@ -13,6 +13,9 @@ the real ones, prompt and completion, the same number on both sides.
 The first update is not timed: its ratios are not 1. In this one and in each timed one, where ratios are 1, both sides
 must find the same loss and the same gradient norm.
 
+The timed process keeps the memory that it frees (`--malloc default`: as glibc does it, which maps every tensor above
+32 MiB anew; both sides then wait for the pages, TRL's, whose temporaries are the larger, most of its time).
+
 Memory is taken in a process for each side, in its second update. On a CPU: the largest resident set during the update,
 less that before the model was made, with malloc told to give back what is freed. On CUDA: torch's own count.
 """
@@ -53,6 +56,10 @@ VOCABULARY = 151_936
 PAD, EOS = 0, 1
 LR = 1e-6
 MIB = 1 << 20
+# For glibc's malloc. Kept: nothing is mapped anew for a tensor. Given back: all above 64 KiB are mappings.
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
+GIVEN_BACK = {"MALLOC_MMAP_MAX_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+GIVEN_BACK |= {"MALLOC_TOP_PAD_": "0"}
 SURROGATE = ["surrogate=clip", "surrogate.epsilon_low=0.2", "surrogate.epsilon_high=0.2"]
 
 
@@ -288,10 +295,9 @@ def peak_of(options: argparse.Namespace, samples: list[Sample], side: str) -> fl
 
 
 def measured_apart(side: str) -> float:
-    """`peak_of` in a process of its own, whose malloc gives back what is freed: all above 64 KiB are mappings."""
-    told = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    """`peak_of` in a process of its own, whose malloc gives back what is freed."""
     command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", side]
-    answer = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | told)
+    answer = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | GIVEN_BACK)
     return float(answer.stdout.splitlines()[-1])
 
 
@@ -363,7 +369,10 @@ def main() -> None:
     parser.add_argument("--token-budget", type=int, default=2048, help="ours: tokens of a micro-batch")
     parser.add_argument("--set", nargs="*", default=[], help="ours: further settings of pspo.train")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--malloc", choices=["kept", "default"], default="kept", help="what the timed process does")
     options = parser.parse_args()
+    if options.malloc == "kept" and not options.memory_of and os.environ.get("MALLOC_MMAP_MAX_") != "0":
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEPT)
     torch.set_num_threads(options.threads)
     samples = batch_of(options.groups, options.group_size)
     if options.memory_of:

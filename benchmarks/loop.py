@@ -190,13 +190,13 @@ def trl_program(path: str, steps: int, threads: int, generation: str) -> None:
 
 
 def problems_of(cfg: TrainConfig) -> list[Any]:
-    """The problems of a run, step by step, as `Run.problems` takes them."""
+    """The problems of a run, step by step."""
     from pspo.data import load_problems
-    from pspo.run import epoch_order
+    from pspo.data.order import problems_of_step
 
     train = load_problems(cfg.data, "train", seed=cfg.seed)
-    places = range(cfg.steps * cfg.rollout.prompts)
-    return [train[epoch_order(cfg.seed, place // len(train), len(train))[place % len(train)]] for place in places]
+    steps = range(1, cfg.steps + 1)
+    return [p for step in steps for p in problems_of_step(train, cfg.seed, step, cfg.rollout.prompts)]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

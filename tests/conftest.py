@@ -72,33 +72,7 @@ def make_samples():
 
 @pytest.fixture
 def make_model():
-    """A function that makes a small Qwen2 policy with weights from a seed, in fp64 unless told otherwise.
+    """A function that makes a small policy (tests/programs/small.py), in fp64 unless told otherwise."""
+    from small import small_policy
 
-    Its norms are torch's own: those of transformers round to fp32, whatever the dtype, which turns the last bit of an
-    fp64 number into one of an fp32 number.
-    """
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    def make(seed: int = 0, dtype: torch.dtype = torch.float64, vocab: int = 31, tie: bool = True) -> Qwen2ForCausalLM:
-        config = Qwen2Config(
-            vocab_size=vocab,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            intermediate_size=32,
-            max_position_embeddings=64,
-            tie_word_embeddings=tie,
-            attn_implementation="eager",
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = Qwen2ForCausalLM(config)
-        for parent in list(model.modules()):
-            for name, child in list(parent.named_children()):
-                if type(child).__name__ == "Qwen2RMSNorm":
-                    setattr(parent, name, torch.nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps))
-        return model.to(dtype)
-
-    return make
+    return small_policy

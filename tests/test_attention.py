@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from small import small_policy
 
 from pspo.attention import NAME, Padded, Segment, Varlen, choose_kernel, packed_attention, use_packed_attention
 from pspo.batching import Batch, packs
@@ -64,17 +64,7 @@ lengths = st.lists(
 
 @pytest.fixture(scope="module")
 def models():
-    config = Qwen2Config(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=32,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        plain = Qwen2ForCausalLM(config).double()
+    plain = small_policy(vocab=VOCAB, heads=4)
     mine = deepcopy(plain)
     use_packed_attention(mine)
     return plain, mine
@@ -86,9 +76,9 @@ def test_packed_equals_one_by_one_in_values_and_gradients(models, lengths, budge
     plain, mine = models
     samples = samples_from(lengths)
     theirs, ours = one_by_one(plain, samples), packed(mine, samples, budget)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)  # the norms of the model compute in fp32
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     for a, b in zip(gradients(mine, ours), gradients(plain, theirs), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
 def test_packed_equals_a_padded_batch_under_a_mask(models):
@@ -102,9 +92,9 @@ def test_packed_equals_a_padded_batch_under_a_mask(models):
     hidden = plain.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
     theirs = torch.cat([h[len(s.prompt_ids) - 1 : len(s) - 1] for h, s in zip(hidden, samples, strict=True)])
     ours = packed(mine, samples, 1000)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     for a, b in zip(gradients(mine, ours), gradients(plain, theirs), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
 def test_kernels_get_one_dtype_under_autocast(models):

@@ -110,7 +110,6 @@ def check_talk(found, size):
         assert said["first"] == [7, 8] and said["made"] == ([0] if rank == 0 else [])
         assert said["together"] == rank * 10
         assert said["sum"] == [size, sum(r + 0.5 for r in range(size))]
-        assert said["max"][0] == size - 1 and said["max"][1] != said["max"][1]  # rank 1 has NaN there
 
 
 def test_ranks_exchange_values_in_rank_order(launcher):
@@ -313,7 +312,7 @@ def test_one_process_needs_no_torch_and_no_thread(root):
         "    with ranks.expecting('a'), ranks.doing('b'): ranks.barrier('c')\n"
         "    assert ranks.first and ranks.size == 1 and ranks.gather(3, 'd') == [3] and ranks.sum([2], 'e') == [2.0]\n"
         "    assert ranks.from_first(lambda: 4, 'f') == 4 and ranks.together(lambda: 5, 'g') == 5\n"
-        "    assert ranks.share('ab') == 'ab' and ranks.max([1, 2], 'h') == [1.0, 2.0]\n"
+        "    assert ranks.share('ab') == 'ab'\n"
         "assert threading.active_count() == 1 and 'torch' not in sys.modules\n"
     )
     outside = {name: value for name, value in os.environ.items() if name not in TORCHRUN | SRUN}

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 
 from pspo.config import TrainConfig, compose
 from pspo.data import eos_ids, load_problems, make_prompter
+from pspo.data.order import spare_problems
 from pspo.data.tokenizer import build_tokenizer
 from pspo.errors import ConfigError, MismatchError, NonFiniteError
 from pspo.grading import STATUSES, Grader
 from pspo.models import build, save_policy
 from pspo.rollout import make_sampler
-from pspo.run import spare_problems
 from pspo.sft import Demonstration, backward
 from pspo.train import train
 

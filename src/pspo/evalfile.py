@@ -29,7 +29,7 @@ from pspo.evaluation import Protocol, evaluate, graded_again
 from pspo.files import digest, write_whole
 from pspo.grading import Grader, Style
 from pspo.provenance import gpus, provenance, versions
-from pspo.rollout import Sampler
+from pspo.rollout import Completer
 from pspo.scores import Record, scores
 from pspo.types import Problem
 
@@ -123,7 +123,7 @@ class EvalFile:
 
 def evaluate_to_file(
     file: EvalFile,
-    sampler: Callable[[], Sampler],
+    sampler: Callable[[], Completer],
     prompter: Prompter,
     grader: Grader,
     problems: Sequence[Problem],
@@ -163,7 +163,7 @@ def evaluate_to_file(
 
 def _in_chunks(
     file: EvalFile,
-    sampler: Sampler,
+    sampler: Completer,
     prompter: Prompter,
     grader: Grader,
     problems: Sequence[Problem],

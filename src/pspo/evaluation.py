@@ -14,7 +14,7 @@ from typing import Any
 from pspo.data import Prompter
 from pspo.errors import ConfigError, NonFiniteError
 from pspo.grading import Grade, Grader, Style
-from pspo.rollout import Decoding, Sampler
+from pspo.rollout import Completer, Decoding
 from pspo.scores import Record
 from pspo.seeds import derive
 from pspo.types import Completion, Problem
@@ -36,7 +36,7 @@ class Protocol:
 
 
 def evaluate(
-    sampler: Sampler, prompter: Prompter, grader: Grader, problems: Sequence[Problem], protocol: Protocol
+    sampler: Completer, prompter: Prompter, grader: Grader, problems: Sequence[Problem], protocol: Protocol
 ) -> list[Record]:
     """One record a problem, in order, of the form written to `<run_dir>/eval/<benchmark>.jsonl` (docs/files.md).
 

@@ -10,7 +10,6 @@ below the loop.
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import time
 from collections import defaultdict
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +29,7 @@ from pspo.advantages import has_signal
 from pspo.batching import Batch
 from pspo.config import TrainConfig, run_dir_of
 from pspo.data import load_tokenizer, make_prompter
+from pspo.data.order import problems_of_step, spare_problems
 from pspo.errors import MismatchError, NonFiniteError
 from pspo.evalfile import EvalFile, evaluate_to_file, identity_of, weights_digest
 from pspo.evaluation import Protocol, evaluate, prompts_of, stop_if_not_finite
@@ -41,7 +41,7 @@ from pspo.models import read_weights, save_policy
 from pspo.objective import UpdateStats
 from pspo.provenance import provenance
 from pspo.ranks import Ranks
-from pspo.rollout import Decoding, Sampler, make_sampler
+from pspo.rollout import Completer, Decoding, make_sampler
 from pspo.rollout.shared import sampled_by_all
 from pspo.scores import scores
 from pspo.seeds import derive
@@ -113,9 +113,7 @@ class Run:
     def problems(self, step: int) -> list[Problem]:
         """P problems, in epochs without repetition; they depend on seed and step alone."""
         self.step_started = time.perf_counter()
-        size, total = self.cfg.rollout.prompts, len(self.data.train)
-        places = range((step - 1) * size, step * size)
-        return [self.data.train[epoch_order(self.cfg.seed, place // total, total)[place % total]] for place in places]
+        return problems_of_step(self.data.train, self.cfg.seed, step, self.cfg.rollout.prompts)
 
     def sample(self, problems: Sequence[Problem], step: int) -> list[Group]:
         """G completions for each problem, with seeds derived from run seed, step and problem.
@@ -193,7 +191,7 @@ class Run:
             found = self.learner.log_probs(batch, range(len(batch))) - batch.sampler
             self.metrics |= gap_metrics(found)
         deviation, allowed = self.metrics["gap/abs_dev_mean"], self.cfg.rollout.max_gap
-        if not deviation <= allowed:  # written so that a gap that is not a number stops the run as well
+        if deviation > allowed:
             raise MismatchError(
                 f"on the batch of step {step} the learner's ratios to the sampler have mean |r - 1| = {deviation:.2g}, "
                 f"above rollout.max_gap={allowed}: they would not start at 1. Causes seen: weights or tokenizer that "
@@ -333,15 +331,15 @@ class Run:
         decoding = Decoding(self.cfg.eval.max_new_tokens, temperature=0.0)
         return Protocol(decoding, self.cfg.rollout.max_prompt_tokens, self.cfg.seed)
 
-    def _by_all(self, work: Callable[[Sampler], T]) -> T:
+    def _by_all(self, work: Callable[[Completer], T]) -> T:
         """What `work` returns on the first rank, which has all ranks' samplers for it; every rank gets it."""
         return sampled_by_all(work, self.sampler, self.ranks)
 
-    def _validate(self, sampler: Sampler) -> dict[str, Any]:
+    def _validate(self, sampler: Completer) -> dict[str, Any]:
         records = evaluate(sampler, self.prompter, self.grader, self.data.validation, self.protocol)
         return scores(records, self.prompter.style)
 
-    def _test(self, sampler: Sampler, step: int, which: str) -> dict[str, Any]:
+    def _test(self, sampler: Completer, step: int, which: str) -> dict[str, Any]:
         """Scores of the sampler's policy, which is that of `step`, on the test part; written to the run's eval/."""
         cfg, chunk, problems = self.cfg, self.cfg.eval.chunk, self.data.test
         checkpoint, protocol = self._step_dir(step), self.protocol
@@ -383,19 +381,3 @@ class Run:
         if self.cfg.device == "cuda":
             torch.cuda.synchronize()
         self.seconds[phase] += time.perf_counter() - started
-
-
-@lru_cache(maxsize=1)
-def epoch_order(seed: int, epoch: int, total: int) -> tuple[int, ...]:
-    """The order of the training problems in an epoch."""
-    order = list(range(total))
-    random.Random(derive(seed, "epoch", epoch)).shuffle(order)
-    return tuple(order)
-
-
-def spare_problems(train: Sequence[Problem], taken: Sequence[Problem], seed: int) -> Iterator[Problem]:
-    """Training problems other than `taken`, each once, in an order that follows from `seed`."""
-    used, rng = {problem.id for problem in taken}, random.Random(seed)
-    for place in rng.sample(range(len(train)), len(train)):
-        if train[place].id not in used:
-            yield train[place]

@@ -43,7 +43,6 @@ def talk(ranks: Ranks) -> None:
         made=made,
         together=ranks.together(lambda: ranks.rank * 10, "loading"),
         sum=ranks.sum([1.0, ranks.rank + 0.5], "counts"),
-        max=ranks.max([float(ranks.rank), float("nan") if ranks.rank == 1 else 0.0], "widest"),
     )
 
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from small import small_policy
 
 from pspo.batching import Batch, minibatches
 from pspo.config import TrainConfig, compose, schema
@@ -19,25 +19,6 @@ from pspo.surrogates import clip
 from pspo.types import Sample
 
 VOCAB = 31
-
-
-def model_of(dtype):
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=VOCAB,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=32,
-        tie_word_embeddings=True,
-    )
-    model = Qwen2ForCausalLM(config).to(dtype)
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child).__name__ == "Qwen2RMSNorm":  # those of transformers round to fp32
-                setattr(parent, name, torch.nn.RMSNorm(16, eps=1e-6).to(dtype))
-    return model.train()
 
 
 def samples_of(groups):
@@ -66,7 +47,8 @@ def main():
     cfg = compose("train", TrainConfig, [*overrides, "learner.old_log_probs=learner"]).learner
     cfg = replace(cfg, token_budget=budget, lr=1e-2, warmup_updates=0, schedule="constant")
     with joined("cpu", timeout=60) as ranks:
-        model, reference = model_of(dtype), model_of(dtype) if cfg.kl_coef and not lora else None
+        model = small_policy(dtype=dtype, vocab=VOCAB)
+        reference = small_policy(dtype=dtype, vocab=VOCAB) if cfg.kl_coef and not lora else None
         if lora:
             from pspo.adapters import add_lora
 

@@ -95,14 +95,8 @@ class Ranks:
 
     def sum(self, values: Sequence[float], what: str) -> list[float]:
         """Element-wise over ranks, in fp64 and in rank order, so the same bits on every rank; equally many on all."""
-        return [sum(column) for column in self._columns(values, what)]
-
-    def max(self, values: Sequence[float], what: str) -> list[float]:
-        """Element-wise over ranks; NaN where any rank has NaN."""
-        return [next((v for v in column if v != v), max(column)) for column in self._columns(values, what)]
-
-    def _columns(self, values: Sequence[float], what: str) -> list[tuple[float, ...]]:
-        return list(zip(*self.gather([float(value) for value in values], what), strict=True))
+        everyone = self.gather([float(value) for value in values], what)
+        return [sum(column) for column in zip(*everyone, strict=True)]
 
     def barrier(self, what: str) -> None:
         """Returns when every rank has come here."""

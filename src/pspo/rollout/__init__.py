@@ -33,8 +33,8 @@ class Decoding:
     n: int = 1
 
 
-class Sampler(Protocol):
-    """A policy that can be sampled from and given new weights."""
+class Completer(Protocol):
+    """A policy that can be sampled from."""
 
     def stream(
         self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], decoding: Decoding
@@ -47,12 +47,16 @@ class Sampler(Protocol):
         """
         ...
 
-    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Takes new weights, given under their checkpoint names, and forgets everything computed with the old."""
-        ...
-
     def forget(self) -> None:
         """Forgets the prompts it has seen, so that what comes next has the same bits whatever came before."""
+        ...
+
+
+class Sampler(Completer, Protocol):
+    """An engine of this process, which can be given new weights."""
+
+    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Takes new weights, given under their checkpoint names, and forgets everything computed with the old."""
         ...
 
     def close(self) -> None:
@@ -61,7 +65,7 @@ class Sampler(Protocol):
 
 
 def sample(
-    sampler: Sampler, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], decoding: Decoding
+    sampler: Completer, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], decoding: Decoding
 ) -> list[list[Completion]]:
     """`stream`, waited for: the completions of each prompt, in the order of the prompts."""
     drawn = dict(sampler.stream(prompts, seeds, decoding))

@@ -5,17 +5,14 @@ The first rank asks, every rank samples its share, the first gets all. Imports: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from pspo.ranks import Ranks
-from pspo.rollout import Decoding, Sampler
+from pspo.rollout import Completer, Decoding, Sampler
 from pspo.types import Completion
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 T = TypeVar("T")
 ASKED = "what the first rank evaluates next"
@@ -35,7 +32,7 @@ class _Done(Generic[T]):
     result: T
 
 
-def sampled_by_all(work: Callable[[Sampler], T], sampler: Sampler, ranks: Ranks) -> T:
+def sampled_by_all(work: Callable[[Completer], T], sampler: Sampler, ranks: Ranks) -> T:
     """What `work` returns on the first rank, on every rank; the sampler it is given draws on all ranks' samplers.
 
     Every rank calls it. What `work` raises on the first is raised on all.
@@ -67,7 +64,7 @@ def _answer(request: _Request, sampler: Sampler, ranks: Ranks) -> list[list[tupl
 
 
 class _AllRanks:
-    """`pspo.rollout.Sampler` on the first rank."""
+    """`pspo.rollout.Completer` on the first rank."""
 
     def __init__(self, sampler: Sampler, ranks: Ranks) -> None:
         self.sampler, self.ranks = sampler, ranks
@@ -81,9 +78,3 @@ class _AllRanks:
 
     def forget(self) -> None:
         _answer(self.ranks.from_first(_Request, ASKED), self.sampler, self.ranks)
-
-    def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        raise NotImplementedError("new weights are loaded by every rank itself")
-
-    def close(self) -> None:
-        raise NotImplementedError("every rank closes its own sampler")
