@@ -1,4 +1,4 @@
-"""What the benchmarks against peers share: spreads, results on the disk, and TRL set up as a peer."""
+"""What the benchmarks share: spreads and tables, results on the disk, memory, and TRL set up as a peer."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pspo.provenance import provenance
 
+if TYPE_CHECKING:
+    from pspo.config.schema import Architecture
+
 ROOT = Path(__file__).resolve().parents[1]
+# Told to glibc's malloc: nothing is mapped anew for a tensor; or all above 64 KiB is, and goes back when it is freed.
+KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
+GIVEN_BACK = {"MALLOC_MMAP_MAX_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+GIVEN_BACK |= {"MALLOC_TOP_PAD_": "0"}
 PEERS = ("trl", "accelerate", "datasets", "peft")
 
 
@@ -37,15 +44,36 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def write_results(name: str, **results: Any) -> None:
     """benchmarks/results/<name>.json, with what the numbers were made with."""
-    made_with = provenance()
+    made_with = provenance(apart_from=("benchmarks/results", "docs/figures"))
     if "with changes" in made_with["commit"]:
         print(f"warning: files differ from the commit: the results are of {made_with['commit']}", file=sys.stderr)
     there = [peer for peer in PEERS if peer not in find_missing()]
     peers = ", ".join(f"{peer} {metadata.version(peer)}" for peer in there)
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"provenance": made_with | {"peers": peers}, **results}, indent=1) + "\n")
+    found = {"provenance": made_with | {"peers": peers}, **results}
+    path.write_text(json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n")
     print(path.relative_to(ROOT))
+
+
+def architecture(width: int, layers: int) -> Architecture:
+    """Of a policy shaped like the small world's: 9 width^2 parameters a layer."""
+    from pspo.config.schema import Architecture
+
+    return Architecture(width, layers, width // 32, width // 64, 2 * width, 256, 1e4, True)
+
+
+def resident(field: Literal["VmRSS", "VmHWM"]) -> float:
+    """MiB that this process has now, or had at its peak; Linux only."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        sys.exit("there is no /proc/self/status: memory on a CPU is measured on Linux only")
+    return float(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith(field))) / 1024
+
+
+def start_peak() -> None:
+    """VmHWM counts from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def quiet() -> None:
@@ -71,8 +99,8 @@ def find_missing() -> list[str]:
 def trl_settings(folder: str, device: str, **settings: Any) -> dict[str, Any]:
     """What every GRPOConfig here has: nothing but the training itself, in the same arithmetic as ours.
 
-    `gradient_checkpointing` is on in TRL's defaults and off here, as in ours: it trades a fifth of the speed for
-    memory, on both sides alike. `bf16` is autocast over fp32 weights, as in ours.
+    `gradient_checkpointing` is on in TRL's defaults and off here, as in ours: it trades speed for memory, on both sides
+    alike. `bf16` is autocast over fp32 weights, as in ours.
     """
     return {
         "output_dir": folder,

@@ -26,14 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from _common import ROOT, spread, table, write_results
 
 from pspo.grading import Grader
 from pspo.grading.answers import last_box, last_hash_line
 from pspo.grading.grade import bare_gold
 from pspo.grading.pool import Item
-from pspo.provenance import provenance
 
-ROOT = Path(__file__).resolve().parents[1]
 HANGS = r"\boxed{9^{9^{9}}}"
 WHO = ("ours", "math-verify", "math-verify, whole")
 SETS = (("gsm8k", "answer"), ("math", "solution"))
@@ -190,14 +189,13 @@ def main() -> None:
         results: dict[str, Any] = {style: speed(grader, rows, style, options) for style, rows in loaded.items()}
         results["hanging"] = hanging(grader, loaded["math"], options.hang)
         results["last formula of the question, boxed"] = copied(grader, options.data)
-    print(f"| items/s, median of {options.pairs} (range) | {' | '.join(WHO)} | ours over math-verify (whole) |")
-    print("| --- | --- | --- | --- | --- |")
+    rows = []
     for style, result in ((style, results[style]) for style, _ in SETS):
         for half, columns in result["rates"].items():
             rates = [columns[who] for who in WHO]
-            shown = " | ".join(f"{statistics.median(v):,.0f} ({min(v):,.0f} to {max(v):,.0f})" for v in rates)
             ratio, whole = (statistics.median(rates[0]) / statistics.median(theirs) for theirs in rates[1:])
-            print(f"| {style}, {half} | {shown} | {ratio:,.1f} ({whole:,.1f}) |")
+            rows.append([f"{style}, {half}", *(spread(v) for v in rates), f"{ratio:,.1f} ({whole:,.1f})"])
+    print(table([f"items/s, median of {options.pairs} (range)", *WHO, "ours over math-verify (whole)"], rows))
     for style, result in ((style, results[style]) for style, _ in SETS):
         told = result["correctness"]
         for who in WHO:
@@ -207,13 +205,7 @@ def main() -> None:
             print("  ", json.dumps(case, ensure_ascii=False))
     print("a batch of {items:,} in {without:.1f} s; with one item that hangs {with:.1f} s".format(**results["hanging"]))
     print("last formula of the question boxed, MATH test: accepted", results["last formula of the question, boxed"])
-    path = ROOT / "benchmarks" / "results" / "grading.json"
-    path.parent.mkdir(exist_ok=True)
-    made_with = provenance()
-    if "with changes" in made_with["commit"]:
-        print(f"warning: files differ from the commit: the results are of {made_with['commit']}", file=sys.stderr)
-    path.write_text(json.dumps({"provenance": made_with, "results": results}, indent=1, ensure_ascii=False) + "\n")
-    print(path.relative_to(ROOT))
+    write_results("grading", options=vars(options), results=results)
 
 
 if __name__ == "__main__":

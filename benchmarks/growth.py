@@ -32,7 +32,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from _common import ROOT, ratios, spread, table, write_results
+from _common import ROOT, architecture, ratios, spread, table, write_results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,15 +106,12 @@ def samples_of(work: Work) -> list[Sample]:
 
 def make_learner(policy: str, ranks: Ranks) -> Learner:
     from pspo.config import TrainConfig, compose
-    from pspo.config.schema import Architecture
     from pspo.learner import Learner
     from pspo.models import build
     from pspo.surrogates import from_config
 
     cfg = compose("train", TrainConfig, [])
-    width, layers = POLICIES[policy]
-    arch = Architecture(width, layers, width // 32, width // 64, 2 * width, 256, 1e4, True)
-    model = build(arch, VOCABULARY, eos_id=1, pad_id=0, seed=0, attention="sdpa").train()
+    model = build(architecture(*POLICIES[policy]), VOCABULARY, eos_id=1, pad_id=0, seed=0, attention="sdpa").train()
     sampling = {"temperature": 1.0, "max_tokens": 64, "planned_updates": 1_000_000}
     return Learner(model, from_config(cfg.surrogate), cfg.learner, **sampling, ranks=ranks)
 

@@ -18,20 +18,18 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import re
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from _common import ratios, resident, spread, start_peak, table, write_results
 from torch import Tensor
 
 from pspo.logprobs import tile_sizes, token_log_probs
-from pspo.provenance import provenance
 
-ROOT = Path(__file__).resolve().parents[1]
+MIB = 1 << 20
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Side = Callable[[], None]
 
@@ -86,63 +84,49 @@ def products(hidden: Tensor, weight: Tensor) -> Side:
     return run
 
 
-def measure(side: Side, device: str) -> tuple[float, int]:
-    """Seconds and peak extra bytes of one run."""
+def measure(side: Side, device: str) -> tuple[float, float]:
+    """Seconds and peak extra MiB of one run."""
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_allocated() / MIB
     else:
         ctypes.CDLL(None).malloc_trim(0)  # what earlier runs freed goes back to the system, not into this run's start
-        Path("/proc/self/clear_refs").write_text("5")  # 5: the peak starts anew
+        start_peak()
         before = resident("VmRSS")
     start = time.perf_counter()
     side()
     if device == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    return seconds, (torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM")) - before
-
-
-def resident(field: str) -> int:
-    """Bytes of VmRSS (now) or VmHWM (peak) of this process."""
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise SystemExit(f"/proc/self/status has no {field}: memory on a CPU is measured on Linux only")
-    return int(found[1]) * 1024
+    return seconds, (torch.cuda.max_memory_allocated() / MIB if device == "cuda" else resident("VmHWM")) - before
 
 
 def compare(tokens: int, width: int, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Per side the seconds and extra bytes of each round, after one round that is not counted."""
+    """Per side the seconds and extra MiB of each round, after one round that is not counted."""
     sides = make_sides(tokens, width, options)
-    found: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "extra_bytes": []} for name in sides}
+    found: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "extra_mib": []} for name in sides}
     for turn in range(-1, options.pairs):
         # every other round in reverse, so that no side always follows the same one
         for name in list(sides) if turn % 2 else reversed(sides):
             seconds, extra = measure(sides[name], options.device)
             if turn >= 0:
                 found[name]["seconds"].append(seconds)
-                found[name]["extra_bytes"].append(extra)
+                found[name]["extra_mib"].append(extra)
     return found
 
 
-def spread(values: list[float], digits: int = 3) -> str:
-    shown = [f"{value:,.{digits}g}" for value in (statistics.median(values), min(values), max(values))]
-    return f"{shown[0]} ({shown[1]} to {shown[2]})"
-
-
-def table(size: str, found: dict[str, dict[str, list[float]]]) -> list[str]:
+def rows_of(size: str, found: dict[str, dict[str, list[float]]]) -> list[list[str]]:
     """One line a side: seconds, tokens/s, time over that of the products in the same round, extra memory."""
     tokens = int(size.split("x")[0])
-    lines = []
+    rows = []
     for name, side in found.items():
-        least = found["products"]["seconds"]
-        share = [p / s for p, s in zip(least, side["seconds"], strict=True)]
-        memory = "" if name == "products" else spread([b / 2**20 for b in side["extra_bytes"]])
+        share = ratios(found["products"]["seconds"], side["seconds"])
+        memory = "" if name == "products" else spread(side["extra_mib"], 3)
         rate = f"{tokens / statistics.median(side['seconds']):,.0f}"
-        lines.append(f"| {size} | {name} | {spread(side['seconds'])} | {rate} | {spread(share)} | {memory} |")
-    return lines
+        rows.append([size, name, spread(side["seconds"], 3), rate, spread(share, 3), memory])
+    return rows
 
 
 def parse() -> argparse.Namespace:
@@ -165,19 +149,16 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    print(f"{options.device}, {options.dtype}, vocabulary {options.vocabulary:,}, {torch.get_num_threads()} threads")
-    print(f"| tokens x width | median of {options.pairs} (range) | s | tokens/s | products' time / its | extra MiB |")
-    print("| --- | --- | --- | --- | --- | --- |")
     results = {}
     for size in options.sizes:
         tokens, width = (int(number) for number in size.split("x"))
         results[size] = compare(tokens, width, options)
-        print("\n".join(table(size, results[size])), flush=True)
-    path = ROOT / "benchmarks" / "results" / "head.json"
-    path.parent.mkdir(exist_ok=True)
-    settings = {**vars(options), "threads": torch.get_num_threads()}
-    path.write_text(json.dumps({"provenance": provenance(), "settings": settings, "results": results}, indent=1) + "\n")
-    print(path.relative_to(ROOT))
+    print(f"{options.device}, {options.dtype}, vocabulary {options.vocabulary:,}, {torch.get_num_threads()} threads")
+    columns = ["s", "tokens/s", "products' time / its", "extra MiB"]
+    rows = [row for size, found in results.items() for row in rows_of(size, found)]
+    print(table(["tokens x width", f"median of {options.pairs} (range)", *columns], rows))
+    name = "head" if options.device == "cpu" else f"head-{options.device}"
+    write_results(name, options={**vars(options), "threads": torch.get_num_threads()}, sizes=results)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from _common import quiet, ratios, spread, table, trl_settings, write_results
+from _common import (
+    GIVEN_BACK,
+    KEPT,
+    quiet,
+    ratios,
+    resident,
+    spread,
+    start_peak,
+    table,
+    trl_settings,
+    write_results,
+)
 
 quiet()
 
@@ -56,10 +66,6 @@ VOCABULARY = 151_936
 PAD, EOS = 0, 1
 LR = 1e-6
 MIB = 1 << 20
-# For glibc's malloc. Kept: nothing is mapped anew for a tensor. Given back: all above 64 KiB are mappings.
-KEPT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
-GIVEN_BACK = {"MALLOC_MMAP_MAX_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-GIVEN_BACK |= {"MALLOC_TOP_PAD_": "0"}
 SURROGATE = ["surrogate=clip", "surrogate.epsilon_low=0.2", "surrogate.epsilon_high=0.2"]
 
 
@@ -260,7 +266,7 @@ class Peak:
         if self.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text("5")
+            start_peak()
 
     def read(self) -> float:
         return self._now("VmHWM", "max_memory_allocated") - self.base
@@ -268,8 +274,7 @@ class Peak:
     def _now(self, field: str, count: str) -> float:
         if self.device == "cuda":
             return float(getattr(torch.cuda, count)()) / MIB
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return float(next(line.split()[1] for line in lines if line.startswith(field))) / 1024
+        return resident(field)
 
 
 def peak_of(options: argparse.Namespace, samples: list[Sample], side: str) -> float:

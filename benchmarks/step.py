@@ -17,9 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from pspo.provenance import provenance
+from _common import ROOT, spread, table, write_results
 
-ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("rollout", "grade", "learn", "sync", "other", "step")
 
 
@@ -50,16 +49,11 @@ def main() -> None:
         for engine in engines:
             runs[engine].append(medians(engine, options.steps))
 
-    print(f"| median of {options.pairs} runs (range) | " + " | ".join(engines) + " |")
-    print("| --- |" + " --- |" * len(engines))
-    for name in runs[engines[0]][0]:
-        columns = [[run[name] for run in runs[engine]] for engine in engines]
-        shown = [f"{statistics.median(v):,.4g} ({min(v):,.4g} to {max(v):,.4g})" for v in columns]
-        print(f"| {name} | " + " | ".join(shown) + " |")
-    path = ROOT / "benchmarks" / "results" / "step.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"provenance": provenance(), "runs": runs}, indent=1) + "\n")
-    print(path.relative_to(ROOT))
+    rows = [
+        [name, *(spread([run[name] for run in runs[engine]]) for engine in engines)] for name in runs[engines[0]][0]
+    ]
+    print(table([f"median of {options.pairs} runs (range)", *engines], rows))
+    write_results("step", options=vars(options), runs=runs)
 
 
 if __name__ == "__main__":

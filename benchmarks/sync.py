@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from _common import ROOT, spread, table, write_results
+from _common import GIVEN_BACK, ROOT, architecture, resident, spread, start_peak, table, write_results
 
 if TYPE_CHECKING:
     from pspo.learner import Learner
@@ -38,12 +38,11 @@ if TYPE_CHECKING:
     from pspo.rollout import Sampler
 
 MIB, GIB = 1 << 20, 1 << 30
-GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 SMALL, QWEN = 369, 151_936  # vocabularies: the small world's, Qwen2's
 
 
 class Size(NamedTuple):
-    """Shape of a policy. A layer has 9 width^2 parameters: half as many heads for keys, an MLP twice as wide."""
+    """Shape of a policy."""
 
     width: int
     layers: int
@@ -66,7 +65,6 @@ DEFAULT = ["tiny", "20M", "200M", "20M+qwen"]
 
 def make_checkpoint(size: Size, directory: Path) -> None:
     from pspo.config import TrainConfig, compose
-    from pspo.config.schema import Architecture
     from pspo.data import eos_ids
     from pspo.data.tokenizer import build_tokenizer
     from pspo.models import build, save_policy
@@ -74,7 +72,7 @@ def make_checkpoint(size: Size, directory: Path) -> None:
 
     prepare("cpu", threads=None)
     tokenizer = build_tokenizer(compose("train", TrainConfig, []).data)
-    arch = Architecture(size.width, size.layers, size.width // 32, size.width // 64, 2 * size.width, 256, 1e4, True)
+    arch = architecture(size.width, size.layers)
     vocabulary = max(size.vocabulary, len(tokenizer))
     model = build(arch, vocabulary, eos_ids(tokenizer)[0], tokenizer.pad_token_id, seed=0)
     save_policy(model, tokenizer, directory)
@@ -110,17 +108,11 @@ def measure(checkpoint: Path, engine: str, loads: int, ranks: Ranks) -> dict[str
 def one_load(learner: Learner, sampler: Sampler, ranks: Ranks) -> tuple[float, float]:
     """Seconds and MiB."""
     ranks.barrier("the next load")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    start_peak()
     before, started = resident("VmRSS"), time.perf_counter()
     with ranks.expecting("handing the weights to the samplers"):
         sampler.load(learner.weights())
     return time.perf_counter() - started, resident("VmHWM") - before
-
-
-def resident(field: str) -> float:
-    """MiB of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith(field))) / 1024
 
 
 def child(checkpoint: Path, engines: list[str], loads: int, out: Path) -> None:
@@ -139,7 +131,7 @@ def child(checkpoint: Path, engines: list[str], loads: int, out: Path) -> None:
 def measured_apart(checkpoint: Path, engines: list[str], loads: int, ranks: int) -> dict[str, Any]:
     """What `child` finds by engine: seconds of one program (or one a rank), memory of another."""
     timed = run_child(checkpoint, engines, loads, ranks, {})
-    held = run_child(checkpoint, engines, loads, ranks, GIVE_BACK)
+    held = run_child(checkpoint, engines, loads, ranks, GIVEN_BACK)
     return {engine: timed[engine] | {"extra_mib": held[engine]["extra_mib"]} for engine in engines}
 
 

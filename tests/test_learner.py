@@ -8,8 +8,9 @@ import torch
 
 from pspo.batching import Batch
 from pspo.config import TrainConfig, compose
-from pspo.errors import NonFiniteError
-from pspo.learner import Learner, learning_rate
+from pspo.errors import ConfigError, NonFiniteError
+from pspo.learner import Learner, learning_rate, make_learner
+from pspo.ranks import Ranks
 from pspo.surrogates import clip, no_clip, pspo, sigmoid
 
 VOCAB = 31
@@ -257,12 +258,42 @@ def test_gspo_by_hand(make_model, make_samples, settings):
         torch.testing.assert_close(mine.grad, -other.grad, rtol=1e-5, atol=1e-7)
 
 
-def test_gradient_checkpointing_changes_no_bit(make_model, make_samples, settings):
-    samples = make_samples(8, VOCAB, group=4)
-    plain = weights_after(make_model, samples, no_clip, settings)
-    assert torch.equal(
-        plain, weights_after(make_model, samples, no_clip, replace(settings, gradient_checkpointing=True))
-    )
+def test_gradient_checkpointing_computes_layers_twice_and_changes_no_bit(make_model, make_samples, settings):
+    samples, calls, weights = make_samples(8, VOCAB, group=4), [], []
+    for checkpointing in (False, True):
+        model = make_model().eval()  # as it is loaded
+        learner = learner_of(model, no_clip, replace(settings, gradient_checkpointing=checkpointing))
+        calls.append(0)
+
+        def count(*ignored):
+            calls[-1] += 1
+
+        model.base_model.layers[0].mlp.register_forward_pre_hook(count)
+        batch = Batch.of(samples)
+        for number in range(3):
+            learner.update(batch, everything(batch), number)
+        weights.append(torch.cat([weight.flatten() for _, weight in learner.weights()]))
+    assert calls[1] == 2 * calls[0] > 0
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("setting", ["logits_scaling", "final_logit_softcapping"])
+def test_architectures_that_change_the_logits_are_refused(make_model, settings, setting):
+    model = make_model()
+    setattr(model.config, setting, 8.0)
+    with pytest.raises(ConfigError, match=f"{setting}=8.0"):
+        learner_of(model, no_clip, settings)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_reference_of_a_kl_term_is_the_policy_until_the_first_update(random_policy, make_samples, dtype):
+    cfg = compose("train", TrainConfig, [f"model.dtype={dtype}", "learner.kl_coef=0.1"])
+    learner, batch = make_learner(cfg, str(random_policy()), Ranks()), Batch.of(make_samples(6, VOCAB, group=3))
+    start = batch.reference = learner.reference_log_probs(batch)
+    assert torch.equal(start, learner.log_probs(batch, everything(batch)))
+    learner.update(batch, everything(batch), 100)
+    assert torch.equal(start, learner.reference_log_probs(batch))
+    assert not torch.equal(start, learner.log_probs(batch, everything(batch)))
 
 
 def test_log_probs_of_a_part_leave_the_rest_unknown(make_model, make_samples, settings):

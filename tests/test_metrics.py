@@ -29,9 +29,12 @@ def test_tracker_writes_one_object_a_step(tmp_path):
 
 
 def test_wandb_offline_holds_the_run(tmp_path):
+    import wandb
+
     cfg = compose("train", TrainConfig, ["tracking=offline", "tracking.progress=false", "tracking.group=study-a"])
     with Tracker(tmp_path, cfg) as tracker:
         tracker.log(1, {"reward/mean": 0.25})
+    wandb.teardown()  # as at the end of a program: waits for the process that writes the file
     (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     held = payload(written.read_bytes())
     assert b"reward/mean" in held and b"0.25" in held and b"study-a" in held

@@ -302,6 +302,15 @@ def test_contradicting_variables_are_named(change, named):
         find_place(TORCHRUN | change)
 
 
+def test_an_evaluation_that_fails_anywhere_fails_everywhere_and_the_ranks_stay_together(launcher):
+    for ended in launcher.start("evaluations", 2).end(PROMPT):
+        assert ended.status == 0, ended.err
+        (said,) = map(json.loads, ended.out.splitlines())
+        assert said["heard"][0] == [1, 2, 3] and said["heard"][-1] == [4, 5] and said["after"] == [0, 1]
+        failures = [f"rank {rank}: ValueError: no completion of 13" for rank in (0, 1)]
+        assert said["heard"][1:-1] == [*failures, "no space left"]
+
+
 # --- one process -----------------------------------------------------------------------------------------------------
 
 

@@ -46,6 +46,7 @@ def test_ranks_equal_one_process_after_several_updates(root, tmp_path, ranks, se
     for name in ("norms", "old", "stats"):
         torch.testing.assert_close(one[name], many[name], rtol=100 * bound, atol=100 * bound)
     assert torch.equal(one["before"].isnan(), many["before"].isnan())
+    assert (many["ghosts"] > 0) == ("groups=1" in settings) and one["ghosts"] == 0
 
 
 def test_sharded_in_bfloat16_stays_near_one_process_in_bfloat16(root, tmp_path):

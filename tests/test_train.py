@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pspo.advantages import has_signal
 from pspo.config import TrainConfig, compose
 from pspo.data import eos_ids, load_problems, make_prompter
 from pspo.data.order import spare_problems
@@ -21,7 +22,9 @@ from pspo.data.tokenizer import build_tokenizer
 from pspo.errors import ConfigError, MismatchError, NonFiniteError
 from pspo.grading import STATUSES, Grader
 from pspo.models import build, save_policy
+from pspo.ranks import Ranks
 from pspo.rollout import make_sampler
+from pspo.run import Run
 from pspo.sft import Demonstration, backward
 from pspo.train import train
 
@@ -287,6 +290,7 @@ def test_a_kl_term_starts_at_zero_and_holds_the_policy_back(checkpoint, tmp_path
     free, _ = run(checkpoint, tmp_path / "free", *settings, "learner.kl_coef=1e-9")
     held, _ = run(checkpoint, tmp_path / "held", *settings, "learner.kl_coef=3.0")
     first, last = free[1]["kl/reference"], free[-1]["kl/reference"]
+    assert all(line["optim/groups"] == 4 for line in free[1:])  # one without signal has a KL all the same
     assert first < 0.5 * last  # the mean over the first step's updates, of which the first is at zero
     assert held[-1]["kl/reference"] < 0.5 * last
 
@@ -298,6 +302,38 @@ def test_groups_without_signal_are_refilled(checkpoint, tmp_path):
     assert all(line["rollout/refilled_groups"] == 0 for line in plain[1:])
     assert plain[1]["reward/no_signal_share"] > 0 and filled[1]["rollout/refilled_groups"] > 0
     assert filled[1]["reward/no_signal_share"] < plain[1]["reward/no_signal_share"]
+    assert filled[1]["optim/groups"] > plain[1]["optim/groups"]
+
+
+def test_what_is_refilled_is_learned_with_its_own_rewards(checkpoint, tmp_path):
+    """Three problems are left for the groups without signal; grading what comes out once more gives the rewards."""
+    settings = [*SETTINGS, "rollout=hf", f"model.path={checkpoint}", "rollout.prompts=5", "rollout.group_size=2"]
+    cfg = compose("train", TrainConfig, [*settings, "learner.minibatches=1", "rollout.refill=2", f"run_dir={tmp_path}"])
+    with Run(cfg, Ranks()) as run, Grader() as grader:
+        problems = run.problems(1)
+        drawn = run.sample(problems, 1)
+        rewards = run.reward(drawn)
+        groups, filled = run.refill(drawn, rewards, 1)
+        assert [group.problem for group in drawn] == problems and len({group.problem.id for group in groups}) == 5
+        replaced = [k for k in range(5) if groups[k] is not drawn[k]]
+        assert replaced and all(not has_signal(rewards)[k] for k in replaced)
+        assert {groups[k].problem.id for k in replaced}.isdisjoint(problem.id for problem in problems)
+        for group, row in zip(groups, filled.tolist(), strict=True):
+            items = [(completion.text, group.problem.gold, run.prompter.style) for completion in group.completions]
+            assert row == [
+                g.correct and c.finished for g, c in zip(grader.grade(items), group.completions, strict=True)
+            ]
+
+
+def test_a_problem_that_comes_twice_in_a_step_is_not_sampled_with_the_same_seed(checkpoint, tmp_path):
+    settings = [*SETTINGS, "rollout=hf", f"model.path={checkpoint}", "rollout.prompts=16", f"run_dir={tmp_path}"]
+    with Run(compose("train", TrainConfig, settings), Ranks()) as run:
+        groups = run.sample(run.problems(1), 1)
+    by_problem = {}
+    for group in groups:
+        drawn = tuple(completion.token_ids for completion in group.completions)
+        by_problem.setdefault(group.problem.id, set()).add(drawn)
+    assert len(by_problem) == 8 and sum(len(drawn) for drawn in by_problem.values()) > 12  # some agree by chance
 
 
 def test_refilling_takes_each_problem_once_a_step():
@@ -342,6 +378,7 @@ def test_a_run_on_two_ranks_is_that_of_one(checkpoint, tmp_path, root, engine):
         metrics.append([json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()])
         weights.append(load_file(run_dir / "checkpoints/step-2/model.safetensors"))
         evals.append((run_dir / "eval/wordproblems.jsonl").read_text())
+        assert json.loads((run_dir / "summary.json").read_text())["ranks"] == ranks
     for one, two in zip(*metrics, strict=True):
         assert one.keys() == two.keys()
         for name in one:

@@ -33,7 +33,7 @@ from pspo.errors import ConfigError
 Kernel = Literal["padded", "varlen"]
 NAME = "pspo_packed"
 
-# Segments are padded together down to this share of the longest one's length, and in blocks of no fewer than so many.
+# Segments are padded together down to this share of the longest one's queries, and in blocks of no fewer than so many.
 SIMILAR, FEWEST = 0.6, 4
 
 
@@ -186,7 +186,8 @@ def _rows(states: Tensor, rows: Tensor) -> Tensor:
 
 
 def _similar(segments: Sequence[Segment]) -> list[list[Segment]]:
-    """The segments in blocks of similar length, the longest first; those that see nothing but themselves apart."""
+    """The segments in blocks of similarly many queries, in the order of their keys, most first; those that see nothing
+    but themselves apart."""
     blocks = []
     for alone in (True, False):
         kind = [s for s in segments if (len(s.queries) == len(s.keys)) == alone]

@@ -143,7 +143,8 @@ class Pack:
 
 def minibatches(batch: Batch, parts: int, seed: int, of: Literal["groups", "samples"] = "groups") -> list[list[int]]:
     """The batch's samples, dealt at random into `parts` lists: whole groups, whose prompt is then gone through once
-    and whose advantages sum to zero, or samples one by one. Numbers of groups (samples) differ by at most one.
+    and whose advantages sum to zero, or samples one by one. Numbers of groups (samples) differ by at most one; groups
+    with the same prompt count as one.
 
     The order follows from `seed` alone. With fewer groups (samples) than parts the empty lists are left out.
     """

@@ -24,7 +24,7 @@ from pspo import adapters
 from pspo.attention import choose_kernel, use_packed_attention
 from pspo.batching import Batch, Pack, packs
 from pspo.config import TrainConfig, schema
-from pspo.errors import NonFiniteError
+from pspo.errors import ConfigError, NonFiniteError
 from pspo.logprobs import token_log_probs
 from pspo.models import DTYPES, load_policy
 from pspo.objective import Tokens, UpdateStats, loss_of, sequence_weights, token_stats
@@ -32,16 +32,23 @@ from pspo.ranks import Ranks
 from pspo.sharding import merged_known, reshard, shard
 from pspo.surrogates import Surrogate, from_config
 
+# Settings of architectures (Granite, Cohere, Gemma 2) that scale or cap the head's output, which is not done here.
+CHANGES_LOGITS = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+
 
 class Policy(nn.Module):
     """A causal language model as the learner calls it: a pack to log-probs and entropies of its completion tokens.
 
     With `autocast` the linear layers compute in bfloat16, whatever the dtype of the weights. Prompt positions are never
-    projected to the vocabulary.
+    projected to the vocabulary. Raises ConfigError for an architecture that changes the head's output.
     """
 
     def __init__(self, model: PreTrainedModel, temperature: float, autocast: bool) -> None:
         super().__init__()
+        for setting in CHANGES_LOGITS:
+            if getattr(model.config, setting, None) not in (None, 1.0):
+                named = f"{model.config.name_or_path} ({setting}={getattr(model.config, setting)})"
+                raise ConfigError("model.path", named, "must be a model whose logits are its head's output as it is")
         self.model, self.temperature, self.autocast = model, temperature, autocast
         use_packed_attention(model)
 
@@ -83,6 +90,7 @@ class Learner:
         self.model, self.surrogate, self.cfg, self.ranks = model, surrogate, cfg, ranks or Ranks()
         self.max_tokens, self.planned_updates = max_tokens, planned_updates
         self.kernel = choose_kernel(attention, model.device, DTYPES[compute_dtype])
+        model.train()  # without it transformers leaves out gradient checkpointing
         if cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         autocast = compute_dtype == "bfloat16"
@@ -198,7 +206,7 @@ def make_learner(cfg: TrainConfig, checkpoint: str, ranks: Ranks) -> Learner:
 
     lora = cfg.model.lora
     # Weights that are learned are fp32 whatever the dtype of the computation: a step of 5e-7 is lost in a bf16 weight.
-    model = load("float32" if lora is None else cfg.model.dtype).train()
+    model = load("float32" if lora is None else cfg.model.dtype)
     if lora is not None:
         adapters.add_lora(model, lora, cfg.seed)
     return Learner(
@@ -210,7 +218,8 @@ def make_learner(cfg: TrainConfig, checkpoint: str, ranks: Ranks) -> Learner:
         max_tokens=cfg.rollout.max_new_tokens,
         planned_updates=cfg.updates,
         attention=cfg.model.attention,
-        reference=load(cfg.model.dtype) if cfg.learner.kl_coef and lora is None else None,
+        # in the policy's own arithmetic: the KL starts at 0
+        reference=load("float32") if cfg.learner.kl_coef and lora is None else None,
         ranks=ranks,
     )
 

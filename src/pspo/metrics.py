@@ -25,7 +25,7 @@ SECTIONS: dict[str, list[Metric]] = {
         Metric(
             "reward/no_signal_share",
             "share",
-            "Groups whose rewards are all equal, of all that were sampled; they cannot move the policy.",
+            "Groups whose rewards are all equal, of all that were sampled: their advantages are zero.",
         ),
         Metric(
             "accuracy/train_lenient",
@@ -57,7 +57,7 @@ SECTIONS: dict[str, list[Metric]] = {
             "",
             "Mean |r - 1| over the completion tokens of all updates of the step; r = pi / pi_old.",
         ),
-        Metric("ratio/max", "", "Largest ratio of any token in the step."),
+        Metric("ratio/max", "", "Largest ratio in the step: of a token, or of a sequence with ratio_level=sequence."),
         Metric("ratio/clamped_share", "share", "Tokens whose log-ratio was clamped before exp (|log r| > 20)."),
         Metric(
             "slope/zero_share",
@@ -76,7 +76,7 @@ SECTIONS: dict[str, list[Metric]] = {
             "nats",
             "Mean of -log r over the tokens trained on, an estimate of KL(pi_old || pi); may be negative.",
         ),
-        Metric("kl/k3", "nats", "Mean of r - 1 - log r: the same quantity, never negative."),
+        Metric("kl/k3", "nats", "Mean of r - 1 - log r: an estimate of the same, never negative."),
         Metric(
             "kl/reference",
             "nats",

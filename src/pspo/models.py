@@ -151,13 +151,22 @@ def publish(fresh: Path, target: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-    old = target.with_name(f".{target.name}.old-{os.getpid()}")
-    if target.exists():
-        target.rename(old)
+    old = _set_aside(target) if target.exists() else None
     fresh.rename(target)
     directory = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
-    shutil.rmtree(old, ignore_errors=True)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_policy(directory: Path) -> None:
+    """Removes a checkpoint; a process that is killed meanwhile leaves it whole or hidden, not in part."""
+    shutil.rmtree(_set_aside(directory), ignore_errors=True)
+
+
+def _set_aside(directory: Path) -> Path:
+    """Renames it to a name that no glob for checkpoints finds."""
+    return directory.rename(directory.with_name(f".{directory.name}.old-{os.getpid()}"))

@@ -110,7 +110,7 @@ class UpdateStats:
     abs_dev: float = 0.0
     """|r - 1|"""
     max_ratio: float = 0.0
-    """largest ratio of any token; the maximum, not a sum"""
+    """largest ratio; the maximum, not a sum"""
     clamped: float = 0.0
     """tokens whose log-ratio was clamped"""
     signal: float = 0.0
@@ -118,7 +118,7 @@ class UpdateStats:
     zero_slope: float = 0.0
     small_slope: float = 0.0
     k1: float = 0.0
-    """-log r: KL(old || new), unbiased (Schulman, "Approximating KL divergence", 2020)"""
+    """-log r of tokens: KL(old || new), unbiased (Schulman, "Approximating KL divergence", 2020)"""
     k3: float = 0.0
     """r - 1 - log r: the same, never negative"""
     entropy: float = 0.0
@@ -224,6 +224,7 @@ def _correction(tokens: Tokens, cfg: Settings) -> Tensor:
 def token_stats(surrogate: Surrogate, tokens: Tokens, loss: Tensor, cfg: Settings) -> Tensor:
     """What a pack says of an update, as numbers in the order of `UpdateStats`, on the device: nothing waits for it."""
     log_ratio, advantage = _log_ratio(tokens, cfg).detach().double(), tokens.advantage.double()
+    of_tokens = (tokens.log_probs - tokens.old).detach().double()
     r = ratio(log_ratio)
     slope = relative_slope(surrogate, log_ratio, advantage).abs()
     signal = advantage != 0
@@ -241,8 +242,8 @@ def token_stats(surrogate: Surrogate, tokens: Tokens, loss: Tensor, cfg: Setting
         "signal": signal.sum(),
         "zero_slope": (signal & (slope == 0)).sum(),
         "small_slope": (signal & (slope < SMALL_SLOPE)).sum(),
-        "k1": -log_ratio.sum(),
-        "k3": (r - 1 - log_ratio).sum(),
+        "k1": -of_tokens.sum(),
+        "k3": kl_estimate(-of_tokens, "k3").sum(),
         "entropy": tokens.entropy.double().sum(),
         "reference_kl": kl,
         "correction": correction,

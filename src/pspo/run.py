@@ -1,6 +1,7 @@
 """A training run: its parts, and the steps that `pspo.train` is written in.
 
-    problems -> sample -> reward -> refill -> check -> batch -> old_log_probs -> update ... -> sync -> evaluate -> log
+    problems -> sample -> reward -> refill -> check -> batch -> fix_old_log_probs -> update ...
+    -> sync -> evaluate -> log
 
 Every rank runs all of it: it samples and grades its share of the prompts, and learns from its share of the tokens. What
 is one file (metrics, checkpoints, evaluations) is the first rank's. Files of a run: docs/files.md. Imports: all rooms
@@ -10,7 +11,6 @@ below the loop.
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -29,15 +29,15 @@ from pspo.advantages import has_signal
 from pspo.batching import Batch
 from pspo.config import TrainConfig, run_dir_of
 from pspo.data import load_tokenizer, make_prompter
-from pspo.data.order import problems_of_step, spare_problems
-from pspo.errors import MismatchError, NonFiniteError
+from pspo.data.order import distinct, problems_of_step, spare_problems
+from pspo.errors import MismatchError, NonFiniteError, PspoError
 from pspo.evalfile import EvalFile, evaluate_to_file, identity_of, weights_digest
 from pspo.evaluation import Protocol, evaluate, prompts_of, stop_if_not_finite
 from pspo.files import write_whole
 from pspo.grading import Grade, Grader
 from pspo.learner import learning_rate, make_learner
 from pspo.measures import counted, gap_metrics, rollout_metrics, update_metrics
-from pspo.models import read_weights, save_policy
+from pspo.models import read_weights, remove_policy, save_policy
 from pspo.objective import UpdateStats
 from pspo.provenance import provenance
 from pspo.ranks import Ranks
@@ -78,6 +78,7 @@ class Run:
 
     def _open(self, stack: ExitStack) -> None:
         cfg, started = self.cfg, time.perf_counter()
+        self.ranks.together(self._find_directory, "looking for the run's directory")
         prepare(cfg.device, cfg.threads)
         checkpoint = starting_checkpoint(cfg)
         self.grader = stack.enter_context(Grader(cfg.grading.workers, cfg.grading.timeout))
@@ -95,6 +96,11 @@ class Run:
         self.learner = self.ranks.together(partial(make_learner, cfg, checkpoint, self.ranks), "loading the policy")
         self.tracker = stack.enter_context(Tracker(self.dir, cfg)) if self.ranks.first else None
         self.total_seconds["set_up"] = time.perf_counter() - started
+
+    def _find_directory(self) -> None:
+        """The first rank has made it; the best checkpoint in it is loaded by all."""
+        if not self.dir.is_dir():
+            raise PspoError(f"run_dir={self.dir} is not here: ranks on several machines need it on a disk they share")
 
     def _clear(self) -> None:
         """What belongs to one step."""
@@ -122,7 +128,7 @@ class Run:
         """
         rollout, mine = self.cfg.rollout, self.ranks.share(problems)
         prompts = prompts_of(mine, self.prompter, rollout.max_prompt_tokens)
-        seeds = [derive(self.cfg.seed, "rollout", step, problem.id) for problem in mine]
+        seeds = [derive(self.cfg.seed, "rollout", step, *name) for name in self.ranks.share(distinct(problems))]
         decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.group_size)
         drawn: dict[int, tuple[Completion, ...]] = {}
         grading: dict[int, Future[list[Grade]]] = {}
@@ -154,6 +160,7 @@ class Run:
 
     def refill(self, groups: list[Group], rewards: Tensor, step: int) -> tuple[list[Group], Tensor]:
         """Groups whose rewards are all equal, replaced by groups of other problems, rollout.refill times at most."""
+        groups, rewards = list(groups), rewards.clone()
         taken = [group.problem for group in groups]
         spare = spare_problems(self.data.train, taken, derive(self.cfg.seed, "spare", step))
         for _ in range(self.cfg.rollout.refill):
@@ -169,8 +176,10 @@ class Run:
         return groups, rewards
 
     def batch(self, groups: Sequence[Group], advantages: Tensor, rewards: Tensor) -> Batch:
-        """What the step learns from: without groups whose rewards are all equal, unless the config keeps them."""
-        kept = has_signal(rewards) if self.cfg.learner.drop_no_signal else torch.ones(len(groups), dtype=torch.bool)
+        """What the step learns from: without groups that give no gradient, unless the config keeps them."""
+        inner = self.cfg.learner
+        every_group_counts = inner.kl_coef or inner.entropy_bonus or not inner.drop_no_signal
+        kept = torch.ones(len(groups), dtype=torch.bool) if every_group_counts else has_signal(rewards)
         chosen = kept.nonzero().flatten().tolist()
         self.metrics["optim/groups"] = len(chosen)
         self.learning = self._batch_of([groups[k] for k in chosen], advantages[kept].tolist())
@@ -201,7 +210,7 @@ class Run:
         if self.checks_left == 2 or self.moved:
             self.checks_left -= 1
 
-    def old_log_probs(self, batch: Batch, passes: Sequence[Sequence[Sequence[int]]]) -> None:
+    def fix_old_log_probs(self, batch: Batch, passes: Sequence[Sequence[Sequence[int]]]) -> None:
         """Log-probs of every completion token under the policies that do not move during the step.
 
         batch.old        that in the denominator of the ratios: the sampler's word, or the learner's before its first
@@ -315,6 +324,7 @@ class Run:
         result = {
             "run_dir": str(self.dir),
             "steps": self.cfg.steps,
+            "ranks": self.ranks.size,
             "best_step": self.best_step,
             "validation": {str(step): accuracy for step, accuracy in self.validated.items()},
             "test": found,
@@ -361,7 +371,7 @@ class Run:
         if self.ranks.first:
             for other in self._step_dir(step).parent.glob("step-*"):
                 if other.name not in (f"step-{step}", f"step-{self.best_step}"):
-                    shutil.rmtree(other)
+                    remove_policy(other)
 
     def _save(self, directory: Path) -> None:
         """Writes the policy as a checkpoint: gathered by all ranks, written by the first."""

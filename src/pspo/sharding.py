@@ -15,9 +15,10 @@ from pspo.ranks import Ranks
 def shard(policy: nn.Module, model: PreTrainedModel, ranks: Ranks, compute_dtype: torch.dtype | None) -> None:
     """Spreads the parameters of `policy`, in place, whose forward computes with the layers of `model`.
 
-    A layer is whole on a rank only while it computes, in `compute_dtype` (None: its own); parameters, gradients and
-    their sum over the ranks stay in the dtype of what is learned. The rest of the model, embedding and head, is whole
-    for the forward and backward pass of a pack. Gradients are summed, not averaged: a rank's loss is its share.
+    A layer is whole on a rank only while it computes, in `compute_dtype` (None: its own), as is its gradient from one
+    pack; parameters, and the gradients' sums over ranks and packs, stay in the dtype of what is learned. The rest
+    of the model, embedding and head, is whole for the forward and backward pass of a pack. Gradients are summed, not
+    averaged: a rank's loss is its share.
     """
     mesh = init_device_mesh(model.device.type, (ranks.size,))
     learned = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad]
@@ -42,11 +43,11 @@ def reshard(policy: nn.Module) -> None:
 
 
 def merged_known(values: Tensor, ranks: Ranks, what: str) -> Tensor:
-    """[K] on every rank, NaN where that rank does not know -> [K] with what any of them knows."""
-    if ranks.size == 1:
+    """[K] on every rank, NaN where that rank does not know -> [K] with what any of them knows. Ranks that know the same
+    value know the same bits of it."""
+    if ranks.size == 1 or not len(values):
         return values
-    known = ~values.isnan()
-    sums = torch.stack([values.nan_to_num(0.0), known.to(values)])
+    found = torch.where(values.isnan(), -torch.inf, values)
     with ranks.expecting(what):
-        dist.all_reduce(sums)
-    return torch.where(sums[1] > 0, sums[0] / sums[1].clamp(min=1), torch.nan)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return torch.where(found.isneginf(), torch.nan, found)

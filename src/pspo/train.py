@@ -54,7 +54,7 @@ def optimise(run: Run, cfg: TrainConfig) -> None:
             minibatches(batch, inner.minibatches, derive(cfg.seed, "pass", step, k), inner.minibatch_of)
             for k in range(inner.passes)
         ]
-        run.old_log_probs(batch, passes)  # of the policy in the denominator of every ratio of this step
+        run.fix_old_log_probs(batch, passes)  # of the policy in the denominator of every ratio of this step
         for parts in passes:
             for part in parts:
                 run.update(batch, part, step)  # surrogate, gradient, one optimiser step

@@ -155,6 +155,37 @@ def group_is_taken(ranks: Ranks) -> None:
     say(ranks, after=ranks.together(lambda: ranks.rank, "closing"))
 
 
+class Echo:
+    """A sampler that answers every prompt with itself, but 13."""
+
+    def stream(self, prompts, seeds, decoding):
+        for k, prompt in enumerate(prompts):
+            if prompt == (13,):
+                raise ValueError("no completion of 13")
+            yield k, [prompt]
+
+
+def evaluations(ranks: Ranks) -> None:
+    from pspo.rollout import Decoding
+    from pspo.rollout.shared import sampled_by_all
+
+    def ask(numbers, then=None):
+        def work(sampler):
+            prompts = [(number,) for number in numbers]
+            drawn = dict(sampler.stream(prompts, [0] * len(prompts), Decoding(1)))
+            if then:
+                raise PspoError(then)
+            return [drawn[k][0][0] for k in range(len(prompts))]
+
+        try:
+            return sampled_by_all(work, Echo(), ranks)
+        except PspoError as error:
+            return str(error)
+
+    heard = [ask([1, 2, 3]), ask([13, 2]), ask([1, 13, 2]), ask([1], then="no space left"), ask([4, 5])]
+    say(ranks, heard=heard, after=ranks.gather(ranks.rank, "after it"))
+
+
 def long_steps(ranks: Ranks) -> None:
     """Work longer than the time-out that nobody waits for, and phases whose inner ones each come in time."""
     timeout = float(sys.argv[2])

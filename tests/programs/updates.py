@@ -64,21 +64,25 @@ def main():
             reference=reference,
             ranks=ranks,
         )
-        number, norms, stats = 0, [], UpdateStats()
+        number, ghosts, norms, stats = 0, 0, [], UpdateStats()
         for step in range(2):
             batch = Batch.of(samples_of(groups))
             if cfg.kl_coef:
                 batch.reference = learner.reference_log_probs(batch)
             for inner in range(2):
-                for part in minibatches(batch, parts, seed=10 * step + inner):
+                for part in minibatches(batch, parts, seed=10 * step + inner, of=cfg.minibatch_of):
+                    ghosts += sum(pack.ghost for pack in learner._packs(batch, part))
                     mine = learner.update(batch, part, number)
                     norms.append(mine.grad_norm)
                     stats = stats + mine
                     number += 1
+        nothing = learner.log_probs(Batch.of([]), [])  # of a step in which no group gave a signal
+        assert len(nothing) == 0
         learner.log_probs(batch, [0])  # leaves a sharded policy's embedding whole, were it not for a reshard
         all_stats = UpdateStats.total(ranks.gather(stats, "statistics"))
         weights = {name: weight.clone() for name, weight in learner.weights()}
         found = {"weights": weights, "norms": torch.tensor(norms), "old": batch.old, "before": batch.before}
+        found["ghosts"] = torch.tensor(ranks.sum([ghosts], "ghosts"))
         found["stats"] = torch.tensor([all_stats.tokens, all_stats.abs_dev, all_stats.entropy, all_stats.loss])
         if ranks.first:
             torch.save(found, out)

@@ -331,8 +331,8 @@ class Learner:
     advantage_scale: Literal["std", "none"]
     advantage_eps: NonNegative
     drop_no_signal: Flag
-    """Leave out groups whose rewards are all equal: their advantages are zero; they only dilute the mean. What
-    is left is dealt into minibatches whose sizes differ by one at most; `normalise` counts what is left."""
+    """Leave out groups whose rewards are all equal, where they give no gradient: their advantages are zero, and only a
+    KL term or an entropy bonus would have one. They would dilute the mean: `normalise` counts what is left."""
     old_log_probs: Literal["learner", "sampler"]
     """Whose log-probs stand in the denominator of the ratios."""
     ratio_level: Literal["token", "sequence"]

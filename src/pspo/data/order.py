@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -22,6 +23,23 @@ def _epoch_order(seed: int, epoch: int, total: int) -> tuple[int, ...]:
     order = list(range(total))
     random.Random(derive(seed, "epoch", epoch)).shuffle(order)
     return tuple(order)
+
+
+def distinct(problems: Sequence[Problem]) -> list[tuple[str | int, ...]]:
+    """A name for each problem of a step: its id and, where an epoch ends within the step and it comes again, how often
+    it came before.
+
+    >>> a, b = Problem("a", "", ""), Problem("b", "", "")
+    >>> distinct([a, b, a])
+    [('a',), ('b',), ('a', 1)]
+    """
+    seen: Counter[str] = Counter()
+    names: list[tuple[str | int, ...]] = []
+    for problem in problems:
+        before = seen[problem.id]
+        names.append((problem.id, before) if before else (problem.id,))
+        seen[problem.id] += 1
+    return names
 
 
 def spare_problems(train: Sequence[Problem], taken: Sequence[Problem], seed: int) -> Iterator[Problem]:

@@ -22,7 +22,7 @@ from pspo.errors import PspoError
 from pspo.ranks.place import find_place, open_store, take_device
 from pspo.ranks.watch import STOPPED, PeerError, Watch, by_rank, one_line
 
-__all__ = ["STOPPED", "PeerError", "Ranks", "find_place", "joined"]
+__all__ = ["STOPPED", "PeerError", "Ranks", "by_rank", "find_place", "joined", "one_line"]
 
 T = TypeVar("T")
 

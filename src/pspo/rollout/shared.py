@@ -5,12 +5,14 @@ The first rank asks, every rank samples its share, the first gets all. Imports: 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from pspo.ranks import Ranks
+from pspo.errors import PspoError
+from pspo.ranks import Ranks, by_rank, one_line
 from pspo.rollout import Completer, Decoding, Sampler
 from pspo.types import Completion
 
@@ -53,14 +55,29 @@ def sampled_by_all(work: Callable[[Completer], T], sampler: Sampler, ranks: Rank
         _answer(told, sampler, ranks)
 
 
-def _answer(request: _Request, sampler: Sampler, ranks: Ranks) -> list[list[tuple[int, list[Completion]]]]:
-    """Every rank's share of what was asked for, as (index among all prompts, completions)."""
-    if request.decoding is None:
-        sampler.forget()
-        return []
+def _answer(request: _Request, sampler: Sampler, ranks: Ranks) -> list[tuple[int, list[Completion]]]:
+    """What was asked for, of all ranks, as (index among all prompts, completions).
+
+    Where it fails on any rank, the first raises, and the others hear of it when they are told what comes next.
+    """
+    shares = ranks.gather(_attempt(request, sampler, ranks), "exchange of the evaluation's completions")
+    failed = by_rank([share if isinstance(share, str) else "" for share in shares])
+    if failed and ranks.first:
+        raise PspoError(failed)
+    return [drawn for share in shares if not isinstance(share, str) for drawn in share]
+
+
+def _attempt(request: _Request, sampler: Sampler, ranks: Ranks) -> list[tuple[int, list[Completion]]] | str:
+    """This rank's part, or why there is none."""
     prompts, seeds = ranks.share(request.prompts), ranks.share(request.seeds)
-    mine = [(k * ranks.size + ranks.rank, drawn) for k, drawn in sampler.stream(prompts, seeds, request.decoding)]
-    return ranks.gather(mine, "exchange of the evaluation's completions")
+    try:
+        if request.decoding is None:
+            sampler.forget()
+            return []
+        return [(k * ranks.size + ranks.rank, drawn) for k, drawn in sampler.stream(prompts, seeds, request.decoding)]
+    except Exception as error:
+        logging.getLogger(__name__).exception("sampling for the evaluation failed on rank %d", ranks.rank)
+        return one_line(error)
 
 
 class _AllRanks:
@@ -73,8 +90,7 @@ class _AllRanks:
         self, prompts: Sequence[tuple[int, ...]], seeds: Sequence[int], decoding: Decoding
     ) -> Iterator[tuple[int, list[Completion]]]:
         request = self.ranks.from_first(lambda: _Request(prompts, seeds, decoding), ASKED)
-        for share in _answer(request, self.sampler, self.ranks):
-            yield from share
+        yield from _answer(request, self.sampler, self.ranks)
 
     def forget(self) -> None:
         _answer(self.ranks.from_first(_Request, ASKED), self.sampler, self.ranks)
