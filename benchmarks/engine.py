@@ -11,8 +11,8 @@ included.
              each group handed to the grader, and the wait for the grades; all that the loop does up to its rewards
 
 The two take turns in one process, each pair with problems and seeds of its own, whoever began the pair before being
-second; the prefix cache is emptied before each. Both sides have to return the same tokens. Prints one table and writes
-benchmarks/results/engine.json.
+second; the prefix cache is emptied before each. Both sides have to return the same tokens. Prints their table, and one
+of where vLLM's time goes; writes benchmarks/results/engine.json.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
 
 from _common import ROOT, ratios, spread, table, write_results
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pspo.run import Run
     from pspo.types import Problem
@@ -94,6 +97,41 @@ def in_turns(run: Run, prompts: int, pairs: int) -> dict[str, Any]:
     return {"tokens_per_s": rates, "tokens": counts, "waiting_for_grades_s": waits}
 
 
+def where_time_goes(run: Run, prompts: int, turns: int) -> dict[str, float]:
+    """Share of `Run.sample` that each stage of vLLM's step takes, inner ones included in outer ones."""
+    engine = run.sampler.engine.llm_engine
+    core = engine.engine_core.engine_core
+    runner = core.model_executor.driver_worker.worker.model_runner
+    stages = {
+        "scheduling": (core.scheduler, "schedule"),
+        "the model": (runner, "execute_model"),
+        "of which its layers": (runner, "_model_forward"),
+        "sampling tokens": (runner, "sample_tokens"),
+        "taking the tokens in": (core.scheduler, "update_from_output"),
+        "answers": (engine.output_processor, "process_outputs"),
+        "all": (run, "sample"),
+    }
+    seconds: Counter[str] = Counter()
+    with ExitStack() as stack:
+        for stage, (owner, name) in stages.items():
+            stack.enter_context(patch.object(owner, name, clocked(getattr(owner, name), stage, seconds)))
+        for step in range(turns):
+            places = range(step * prompts, (step + 1) * prompts)
+            ours(run, [run.data.train[place % len(run.data.train)] for place in places], step)
+    return {stage: seconds[stage] / seconds["all"] for stage in stages if stage != "all"}
+
+
+def clocked(function: Callable[..., Any], stage: str, seconds: Counter[str]) -> Callable[..., Any]:
+    def timed(*args: Any, **options: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*args, **options)
+        finally:
+            seconds[stage] += time.perf_counter() - started
+
+    return timed
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, nargs="+", default=[16, 64])
@@ -121,6 +159,7 @@ def main() -> None:
         with Run(cfg, Ranks()) as run:
             for prompts in options.prompts:
                 found[prompts] = in_turns(run, prompts, options.pairs)
+                found[prompts]["shares"] = where_time_goes(run, prompts, options.pairs)
 
     size = cfg.rollout.group_size
     rows = []
@@ -133,6 +172,9 @@ def main() -> None:
     print(f"median of {options.pairs} pairs (range); {cfg.device}, {cfg.threads} threads")
     head = ["prompts x completions", "tokens", "ours, tokens/s", "vLLM alone, tokens/s", "ours over alone, by pairs"]
     print(table([*head, "waited for grades, ms"], rows))
+    shares = {f"{prompts} x {size}": sides["shares"] for prompts, sides in found.items()}
+    stages = next(iter(shares.values()))
+    print(table(["share of sampling", *shares], [[s, *(f"{of[s]:.0%}" for of in shares.values())] for s in stages]))
     write_results("engine", options=vars(options), sizes=found)
 
 
