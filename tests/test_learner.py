@@ -277,11 +277,13 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_no_bit(make_mo
     assert torch.equal(*weights)
 
 
-@pytest.mark.parametrize("setting", ["logits_scaling", "final_logit_softcapping"])
-def test_architectures_that_change_the_logits_are_refused(make_model, settings, setting):
+@pytest.mark.parametrize(
+    "setting", ["logits_scaling", "final_logit_softcapping", "sliding_window", "attention_dropout"]
+)
+def test_architectures_that_do_more_than_the_packed_pass_are_refused(make_model, settings, setting):
     model = make_model()
-    setattr(model.config, setting, 8.0)
-    with pytest.raises(ConfigError, match=f"{setting}=8.0"):
+    setattr(model.config, setting, 8)
+    with pytest.raises(ConfigError, match=f"{setting}=8"):
         learner_of(model, no_clip, settings)
 
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import json
 import resource
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pspo.config import SftConfig, compose
@@ -109,6 +111,24 @@ def test_what_is_not_there_is_told_in_one_line(tokenizer, tmp_path) -> None:
         load_policy(tmp_path / "empty")
     with pytest.raises(PspoError, match=r"no \*.safetensors"):
         list(read_weights(tmp_path / "empty"))
+
+
+def test_a_missing_tensor_is_named_not_drawn_at_random(tokenizer, tmp_path) -> None:
+    path = save_policy(make(tokenizer), tokenizer, tmp_path / "policy")
+    weights = load_file(path / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PspoError, match=r"lack 1 parameters of the model, the first model\.norm\.weight"):
+        load_policy(path)
+
+
+@pytest.mark.parametrize("change", [{"intermediate_size": 24}, {"vocab_size": 3}, ["no", "object"]])
+def test_a_config_that_does_not_fit_is_told_in_one_line(tokenizer, tmp_path, change) -> None:
+    path = save_policy(make(tokenizer), tokenizer, tmp_path / "policy")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | change if isinstance(change, dict) else change))
+    with pytest.raises(PspoError, match="no model could be loaded"):
+        load_policy(path)
 
 
 def test_pickled_weights_are_refused(tokenizer, tmp_path) -> None:

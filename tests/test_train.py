@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from pspo.config import TrainConfig, compose
 from pspo.data import eos_ids, load_problems, make_prompter
 from pspo.data.order import spare_problems
 from pspo.data.tokenizer import build_tokenizer
-from pspo.errors import ConfigError, MismatchError, NonFiniteError
+from pspo.errors import ConfigError, MismatchError, NonFiniteError, PspoError
 from pspo.grading import STATUSES, Grader
 from pspo.models import build, save_policy
 from pspo.ranks import Ranks
@@ -224,6 +225,27 @@ def test_a_non_finite_update_leaves_what_is_needed_to_look_into_it(checkpoint, t
     (first, *_) = json.loads((evidence / "minibatch.json").read_text())
     assert {"prompt_ids", "completion_ids", "advantage", "old_log_probs"} <= first.keys()
     assert not (tmp_path / "run" / "DONE").exists()
+
+
+def test_an_update_that_destroys_the_weights_leaves_no_checkpoint(checkpoint, tmp_path):
+    """The last one of the run: no later loss would tell of it."""
+    settings = ["learner.lr=1e39", "steps=1", "learner.minibatches=1", "eval.at_end=false"]
+    with pytest.raises(NonFiniteError, match="tensors of the policy are not finite"):
+        run(checkpoint, tmp_path / "run", *settings)
+    assert not (tmp_path / "run/DONE").exists() and not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_run_whose_directory_goes_away_does_not_end_as_complete(checkpoint, tmp_path, monkeypatch):
+    sync = Run.sync
+
+    def removing(self):
+        sync(self)
+        shutil.rmtree(self.dir)
+
+    monkeypatch.setattr(Run, "sync", removing)
+    with pytest.raises(PspoError, match="was removed or renamed"):
+        run(checkpoint, tmp_path / "run", "steps=1")
+    assert not (tmp_path / "run/DONE").exists()
 
 
 @pytest.mark.vllm

@@ -26,7 +26,8 @@ def group_advantages(rewards: Tensor, scale: Literal["std", "none"] = "std", eps
     if scale == "none":
         return centred
     if scale == "std":
-        return centred / (rewards.std(dim=1, keepdim=True) + eps)
+        scaled = centred / (rewards.std(dim=1, keepdim=True) + eps)
+        return scaled.masked_fill(centred == 0, 0.0)  # with eps = 0 too
     raise ValueError(f'scale must be "std" or "none", not {scale!r}')
 
 

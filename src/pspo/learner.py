@@ -32,23 +32,31 @@ from pspo.ranks import Ranks
 from pspo.sharding import merged_known, reshard, shard
 from pspo.surrogates import Surrogate, from_config
 
-# Settings of architectures (Granite, Cohere, Gemma 2) that scale or cap the head's output, which is not done here.
-CHANGES_LOGITS = ("logits_scaling", "logit_scale", "final_logit_softcapping")
+# What architectures do that the packed forward pass does not: settings, their value where nothing is done, the remedy.
+NOT_DONE = (
+    (  # Granite, Cohere, Gemma 2
+        ("logits_scaling", "logit_scale", "final_logit_softcapping"),
+        1.0,
+        "must be a model whose logits are its head's output as it is",
+    ),
+    (("sliding_window",), None, "must be a model with full attention in every layer"),
+    (("attention_dropout", "attn_pdrop"), 0.0, "must be a model without dropout: set it to 0 in its config.json"),
+)
 
 
 class Policy(nn.Module):
     """A causal language model as the learner calls it: a pack to log-probs and entropies of its completion tokens.
 
     With `autocast` the linear layers compute in bfloat16, whatever the dtype of the weights. Prompt positions are never
-    projected to the vocabulary. Raises ConfigError for an architecture that changes the head's output.
+    projected to the vocabulary. Raises ConfigError for an architecture that does more.
     """
 
     def __init__(self, model: PreTrainedModel, temperature: float, autocast: bool) -> None:
         super().__init__()
-        for setting in CHANGES_LOGITS:
-            if getattr(model.config, setting, None) not in (None, 1.0):
-                named = f"{model.config.name_or_path} ({setting}={getattr(model.config, setting)})"
-                raise ConfigError("model.path", named, "must be a model whose logits are its head's output as it is")
+        for settings, plain, allowed in NOT_DONE:
+            for setting in settings:
+                if (value := getattr(model.config, setting, None)) not in (None, plain):
+                    raise ConfigError("model.path", f"{model.config.name_or_path} ({setting}={value})", allowed)
         self.model, self.temperature, self.autocast = model, temperature, autocast
         use_packed_attention(model)
 
@@ -153,6 +161,17 @@ class Learner:
         self.optimizer.step()
         batch.moved = True
         return replace(stats, grad_norm=grad_norm, updates=1.0)
+
+    def check_weights(self) -> None:
+        """Raises NonFiniteError where what is learned is not finite any more. Every rank calls it."""
+        learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        local = [p.to_local() if isinstance(p, DTensor) else p for p in (parameter.detach() for parameter in learned)]
+        damaged = sum(~part.isfinite().all() for part in local)
+        (count,) = self.ranks.sum([float(damaged)], "weights that are not finite")
+        if count:
+            raise NonFiniteError(
+                f"{count:.0f} tensors of the policy are not finite after the update: is learner.lr too high?"
+            )
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's parameters under their checkpoint names, one by one; tied ones once, adapters merged. Of several

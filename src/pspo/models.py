@@ -24,6 +24,8 @@ from pspo.seeds import derive
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# What transformers raises for files that are no checkpoint, or that do not fit together.
+UNLOADABLE = (OSError, ValueError, ImportError, RuntimeError, AssertionError, TypeError, KeyError, SafetensorError)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -65,19 +67,23 @@ def load_policy(
 ) -> PreTrainedModel:
     """The model of a checkpoint directory or hub id, in `dtype` on `device`; code that comes with it is not executed.
 
-    Raises PspoError where there is none, where its weights are not safetensors, or where `attention` is not to be had.
+    Raises PspoError where there is none, where its weights are not safetensors or not all there, or where `attention` is
+    not to be had.
     """
     path = local_checkpoint(path, revision)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=DTYPES[dtype],
             attn_implementation=attention,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except UNLOADABLE as error:
         raise PspoError(f"{path}: no model could be loaded: {first_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):  # transformers draws them at random
+        raise PspoError(f"{path}: its files lack {len(missing)} parameters of the model, the first {missing[0]}")
     return model.to(device)
 
 

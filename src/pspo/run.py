@@ -40,7 +40,7 @@ from pspo.measures import counted, gap_metrics, rollout_metrics, update_metrics
 from pspo.models import read_weights, remove_policy, save_policy
 from pspo.objective import UpdateStats
 from pspo.provenance import provenance
-from pspo.ranks import Ranks
+from pspo.ranks import PeerError, Ranks
 from pspo.rollout import Completer, Decoding, make_sampler
 from pspo.rollout.shared import sampled_by_all
 from pspo.scores import scores
@@ -236,22 +236,30 @@ class Run:
             with self.clock("learn"):
                 stats = self.learner.update(batch, part, number)
         except NonFiniteError as error:
-            evidence = self.dir / "nonfinite" / f"step-{step}"
-            self._save(evidence)
-            if self.ranks.first:
-                write_whole(evidence / "minibatch.json", json.dumps(batch.rows(part)))
-            raise NonFiniteError(
-                f"step {step}: {error}. Policy before the update and its minibatch: {evidence}"
-            ) from error
+            raise NonFiniteError(f"step {step}: {error}. {self._evidence(batch, part, step)}") from error
         self.metrics["optim/lr"] = learning_rate(cfg, number, self.cfg.updates)
         self.updates.append(stats)
         self.moved = True
         self.learned_tokens += batch.sequence_tokens(part)
 
+    def _evidence(self, batch: Batch, part: Sequence[int], step: int) -> str:
+        """Saves the policy before a non-finite update, and its minibatch; says where, or why not."""
+        evidence = self.dir / "nonfinite" / f"step-{step}"
+        try:
+            self._save(evidence)
+            if self.ranks.first:
+                write_whole(evidence / "minibatch.json", json.dumps(batch.rows(part)))
+        except PeerError:
+            raise
+        except (OSError, PspoError) as failed:
+            return f"What led to it could not be saved: {failed}"
+        return f"Policy before the update and its minibatch: {evidence}"
+
     def sync(self) -> None:
-        """Streams the learner's weights into the sampler."""
+        """Streams the learner's weights into the sampler. Raises NonFiniteError where the last update destroyed them."""
         with self.clock("sync"), self.ranks.expecting("handing the weights to the samplers"):
             if self.updates:
+                self.learner.check_weights()
                 self.sampler.load(self.learner.weights())
 
     # --- evaluation and checkpoints ----------------------------------------------------------------------------------
@@ -332,6 +340,7 @@ class Run:
             "provenance": provenance(),
         }
         if self.ranks.first:
+            self._still_there()
             (self.dir / "summary.json").write_text(json.dumps(result, indent=1) + "\n")
             (self.dir / "DONE").touch()
 
@@ -377,8 +386,16 @@ class Run:
         """Writes the policy as a checkpoint: gathered by all ranks, written by the first."""
         with self.ranks.expecting(f"gathering the weights of {directory.name}"):
             weights = self.learner.state_dict(keep=self.ranks.first)
-        write = partial(save_policy, self.learner.model, self.tokenizer, directory, weights)
+
+        def write() -> None:
+            self._still_there()
+            save_policy(self.learner.model, self.tokenizer, directory, weights)
+
         self.ranks.from_first(write, f"writing {directory.name}")
+
+    def _still_there(self) -> None:
+        if not (self.dir / "config.yaml").exists():
+            raise PspoError(f"run_dir={self.dir} was removed or renamed while the run was writing to it")
 
     def _step_dir(self, step: int) -> Path:
         return self.dir / "checkpoints" / f"step-{step}"

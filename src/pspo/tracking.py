@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pspo.config import TrainConfig, to_yaml
+from pspo.errors import PspoError
 from pspo.metrics import REGISTRY
 
 
@@ -36,7 +37,11 @@ class Tracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError:
+            if kind is None:  # else it is what ended the run, once more
+                raise
         if self._progress is not None:
             self._progress.stop()
         if self._wandb is not None:
@@ -48,8 +53,11 @@ class Tracker:
         if unknown:
             raise ValueError(f"not in the registry of pspo.metrics: {', '.join(unknown)}")
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise PspoError(f"{self._file.name} cannot be written: {error.strerror}") from error
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step)
         if self._progress is not None:

@@ -22,6 +22,7 @@ Text = Annotated[str, Field(min_length=1)]
 Whole = Annotated[int, Strict(), Field(ge=0)]
 Real = Annotated[float, Strict()]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
+MOST = 1e9  # of numbers that meet ratios, which are clamped at e^20
 Positive = Annotated[float, Strict(), Field(gt=0)]
 Decay = Annotated[float, Strict(), Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Strict(), Field(ge=0)]
@@ -50,7 +51,7 @@ class Clip:
     __pydantic_config__ = FORBID
     name: Literal["clip"]
     epsilon_low: Annotated[float, Strict(), Field(ge=0, le=1)]
-    epsilon_high: NonNegative
+    epsilon_high: Annotated[float, Strict(), Field(ge=0, le=MOST)]
     dual: Annotated[float, Strict(), Field(gt=1)] | None
     """Dual-clip: the largest ratio that counts where A < 0; null: any."""
 
@@ -66,8 +67,8 @@ class Sigmoid:
 
     __pydantic_config__ = FORBID
     name: Literal["sigmoid"]
-    tau_pos: Positive
-    tau_neg: Positive
+    tau_pos: Annotated[float, Strict(), Field(gt=0, le=MOST)]
+    tau_neg: Annotated[float, Strict(), Field(gt=0, le=MOST)]
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,7 @@ class Rollout:
     dtype: DType
     prompts: Count
     group_size: Annotated[int, Strict(), Field(ge=2)]
-    temperature: Positive
+    temperature: Annotated[float, Strict(), Field(ge=1e-3, le=1e3)]
     top_p: Annotated[float, Strict(), Field(gt=0, le=1)]
     max_prompt_tokens: Count
     max_new_tokens: Count
@@ -344,7 +345,7 @@ class Learner:
     """Weight of the policy's entropy, which is raised by a positive one."""
     correction: Literal["none", "token", "sequence"]
     """Importance weights for a sampler that is not the learner's old policy, truncated at correction_cap."""
-    correction_cap: Annotated[float, Strict(), Field(ge=1)]
+    correction_cap: Annotated[float, Strict(), Field(ge=1, le=MOST)]
     gradient_checkpointing: Flag
 
     def __post_init__(self) -> None:
