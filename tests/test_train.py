@@ -229,7 +229,7 @@ def test_a_non_finite_update_leaves_what_is_needed_to_look_into_it(checkpoint, t
 
 def test_an_update_that_destroys_the_weights_leaves_no_checkpoint(checkpoint, tmp_path):
     """The last one of the run: no later loss would tell of it."""
-    settings = ["learner.lr=1e39", "steps=1", "learner.minibatches=1", "eval.at_end=false"]
+    settings = ["learner.lr=1e39", "steps=1", "learner.passes=1", "learner.minibatches=1", "eval.at_end=false"]
     with pytest.raises(NonFiniteError, match="tensors of the policy are not finite"):
         run(checkpoint, tmp_path / "run", *settings)
     assert not (tmp_path / "run/DONE").exists() and not (tmp_path / "run/checkpoints").exists()

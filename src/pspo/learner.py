@@ -169,9 +169,7 @@ class Learner:
         damaged = sum(~part.isfinite().all() for part in local)
         (count,) = self.ranks.sum([float(damaged)], "weights that are not finite")
         if count:
-            raise NonFiniteError(
-                f"{count:.0f} tensors of the policy are not finite after the update: is learner.lr too high?"
-            )
+            raise NonFiniteError(f"{count:.0f} tensors of the policy are not finite after an update: lower learner.lr")
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy's parameters under their checkpoint names, one by one; tied ones once, adapters merged. Of several

@@ -67,8 +67,8 @@ def load_policy(
 ) -> PreTrainedModel:
     """The model of a checkpoint directory or hub id, in `dtype` on `device`; code that comes with it is not executed.
 
-    Raises PspoError where there is none, where its weights are not safetensors or not all there, or where `attention` is
-    not to be had.
+    Raises PspoError where there is none, where its weights are not safetensors or not all there, or where `attention`
+    is not to be had.
     """
     path = local_checkpoint(path, revision)
     try:

@@ -256,7 +256,7 @@ class Run:
         return f"Policy before the update and its minibatch: {evidence}"
 
     def sync(self) -> None:
-        """Streams the learner's weights into the sampler. Raises NonFiniteError where the last update destroyed them."""
+        """Streams the learner's weights into the sampler. Raises NonFiniteError where an update destroyed them."""
         with self.clock("sync"), self.ranks.expecting("handing the weights to the samplers"):
             if self.updates:
                 self.learner.check_weights()
