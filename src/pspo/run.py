@@ -200,7 +200,7 @@ class Run:
             found = self.learner.log_probs(batch, range(len(batch))) - batch.sampler
             self.metrics |= gap_metrics(found)
         deviation, allowed = self.metrics["gap/abs_dev_mean"], self.cfg.rollout.max_gap
-        if deviation > allowed:
+        if not deviation <= allowed:  # so that a gap that is not a number stops the run as well
             raise MismatchError(
                 f"on the batch of step {step} the learner's ratios to the sampler have mean |r - 1| = {deviation:.2g}, "
                 f"above rollout.max_gap={allowed}: they would not start at 1. Causes seen: weights or tokenizer that "
