@@ -8,7 +8,7 @@ import pytest
 
 # Lower rooms first: a module imports from its own line and those above it.
 LAYERS = [
-    {"errors", "seeds", "types", "metrics", "provenance", "intervals", "files"},
+    {"errors", "seeds", "types", "metrics", "provenance", "intervals", "files", "stopping"},
     {"config"},
     {"rundir"},
     {"surrogates", "advantages", "logprobs", "grading", "muon", "attention", "ranks"},

@@ -38,7 +38,7 @@ C = TypeVar("C")
 CONF = Path(__file__).resolve().parents[3] / "conf"
 
 # What does not change a run's numbers, and so is not part of its identity.
-NOT_IN_RUN_ID = ("run_dir", "runs", "models", "tracking", "rank_timeout")
+NOT_IN_RUN_ID = ("run_dir", "runs", "models", "tracking", "saving", "slurm", "rank_timeout")
 
 
 def compose(name: str, schema: type[C], overrides: Sequence[str] = ()) -> C:

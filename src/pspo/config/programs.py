@@ -24,7 +24,9 @@ from pspo.config.schema import (
     Positive,
     Prompt,
     Rollout,
+    Saving,
     Seed,
+    Slurm,
     Surrogate,
     Text,
     Threads,
@@ -61,6 +63,8 @@ class TrainConfig:
     learner: Learner
     eval: Evaluation
     tracking: Tracking
+    saving: Saving
+    slurm: Slurm
 
     def __post_init__(self) -> None:
         rollout, learner = self.rollout, self.learner
@@ -186,6 +190,7 @@ class StudyConfig:
     """Run this one cell alone, by its number in the study; null: all."""
     start_only: Flag
     """Make and evaluate what the cells start from, and stop."""
+    slurm: Slurm
     overrides: tuple[str, ...]
     """Train settings added to every cell, as on the command line of pspo.train."""
 

@@ -393,6 +393,44 @@ class Tracking:
 
 
 @dataclass(frozen=True)
+class Saving:
+    """When a training run saves what its next step depends on, and how much of it is kept."""
+
+    __pydantic_config__ = FORBID
+    every: Count
+    """Steps between checkpoints. The best step, the last, and that after which a run is told to stop are saved too."""
+    keep: Count
+    """The newest ones that are kept, beside the best."""
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What a job asks of a SLURM cluster; null leaves it to the cluster's defaults."""
+
+    __pydantic_config__ = FORBID
+    partition: Text | None
+    account: Text | None
+    qos: Text | None
+    time: Text
+    """Limit of one attempt, as sbatch takes it."""
+    nodes: Count
+    tasks_per_node: Count
+    """Ranks on a node."""
+    gpus_per_task: Whole
+    cpus_per_task: Count
+    memory: Text | None
+    """Of a node, as sbatch takes it."""
+    warn_s: Count
+    """Seconds before the limit at which SLURM warns the job (SIGUSR1), which then saves."""
+    max_requeues: Whole
+    """Times that a job is sent back to the queue by itself."""
+    container: Text | None
+    """An apptainer image to run in; null: .venv."""
+    extra: tuple[Text, ...]
+    """More options of sbatch."""
+
+
+@dataclass(frozen=True)
 class WarmStart:
     """Supervised fine-tuning that makes the small world's starting policy (docs/small-world.md)."""
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pspo.errors import PspoError
 from pspo.ranks.place import Place
 
-STOPPED = 75  # exit status where the watch ends a process (EX_TEMPFAIL of sysexits.h)
+STOPPED = 76  # exit status where the watch ends a process: no AGAIN (pspo.stopping), the cause may be an error
 BEAT_S = 0.5  # between two looks at the store
 GRACE_S = 3.0  # from hearing of another rank's failure to the exit, where this rank raises nothing by itself
 CLOSING_S = 60.0  # the same where it has raised, and closes its parts
