@@ -36,10 +36,13 @@ def main() -> None:
 
 def run(overrides: Sequence[str]) -> int:
     """One run, as `python -m pspo.train` makes it; returns its exit status."""
+    from pspo.stopping import Stopped
     from pspo.train import train
 
     try:
         train(compose("train", TrainConfig, overrides))
+    except Stopped as stopped:
+        return int(stopped.code or 0)
     except PspoError as error:
         print(f"pspo: {error}", file=sys.stderr)
         return 1

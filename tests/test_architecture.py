@@ -8,16 +8,17 @@ import pytest
 
 # Lower rooms first: a module imports from its own line and those above it.
 LAYERS = [
-    {"errors", "seeds", "types", "metrics", "provenance", "intervals", "files", "stopping"},
+    {"errors", "seeds", "types", "metrics", "provenance", "intervals", "files", "memory", "stopping"},
     {"config"},
     {"rundir"},
-    {"surrogates", "advantages", "logprobs", "grading", "muon", "attention", "ranks"},
+    {"surrogates", "advantages", "logprobs", "grading", "muon", "attention", "ranks", "trainstate"},
     {"data", "scores"},
     {"objective", "batching", "models", "adapters", "sharding"},
-    {"learner", "measures", "rollout", "tracking"},
+    {"checkpoint", "learner", "measures", "rollout", "tracking"},
     {"evaluation"},
     {"evalfile"},
     {"startup"},
+    {"exams"},
     {"run", "sft"},
     {"train"},
 ]

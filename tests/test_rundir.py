@@ -1,6 +1,9 @@
+import threading
+from dataclasses import replace
+
 import pytest
 
-from pspo.config import TrainConfig, compose, to_yaml
+from pspo.config import TrainConfig, compose, load_yaml, to_yaml
 from pspo.errors import ConfigError, PspoError
 from pspo.rundir import claimed
 
@@ -10,26 +13,48 @@ def cfg():
     return compose("train", TrainConfig)
 
 
-def test_one_process_at_a_time(cfg, tmp_path):
+def test_one_process_at_a_time(cfg, tmp_path, capsys):
     with claimed(tmp_path / "run", cfg) as complete:
         assert complete is False
-        with pytest.raises(PspoError, match="another process"), claimed(tmp_path / "run", cfg):
+        with pytest.raises(PspoError, match="another process"), claimed(tmp_path / "run", cfg, patience=1):
             pass
-    with claimed(tmp_path / "run", cfg):  # given back
+        assert "held by another process; waiting 1 s" in capsys.readouterr().err
+    with claimed(tmp_path / "run", cfg, patience=0):  # given back
         pass
 
 
-def test_what_an_earlier_attempt_left_goes_and_a_complete_run_stays(cfg, tmp_path):
+def test_a_process_that_is_about_to_end_is_waited_for(cfg, tmp_path):
+    first = claimed(tmp_path / "run", cfg)
+    first.__enter__()
+    threading.Timer(0.5, lambda: first.__exit__(None, None, None)).start()
+    with claimed(tmp_path / "run", cfg, patience=10) as complete:
+        assert not complete
+
+
+def test_what_an_earlier_attempt_left_stays(cfg, tmp_path):
     (tmp_path / "checkpoints" / "step-3").mkdir(parents=True)
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
-    (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "DONE").touch()
     with claimed(tmp_path, cfg) as complete:
-        assert complete and (tmp_path / "checkpoints").exists()
+        assert complete
     (tmp_path / "DONE").unlink()
     with claimed(tmp_path, cfg) as complete:
-        assert not complete and not (tmp_path / "checkpoints").exists()
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+        assert not complete and (tmp_path / "checkpoints" / "step-3").exists()
+
+
+def test_a_process_killed_at_its_very_start_leaves_nothing_in_the_way(cfg, tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".config.yaml.4711").write_text("seed: ")
+    with claimed(tmp_path, cfg):
+        assert load_yaml(tmp_path / "config.yaml", TrainConfig) == cfg
+
+
+def test_what_does_not_change_the_numbers_may_change(cfg, tmp_path):
+    with claimed(tmp_path, cfg):
+        pass
+    other = replace(cfg, saving=replace(cfg.saving, every=7), tracking=replace(cfg.tracking, wandb="offline"))
+    with claimed(tmp_path, other):
+        assert load_yaml(tmp_path / "config.yaml", TrainConfig) == other
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,12 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import pspo.sft
 from pspo.config import SftConfig, compose, load_yaml, warm_start_dir
 from pspo.data.tokenizer import build_tokenizer
 from pspo.data.wordproblems import train_example
 from pspo.errors import ConfigError
 from pspo.models import build, read_weights
 from pspo.sft import Demonstration, backward, demonstrations, is_terse, micro_batches, rate, table, warm_start
+from pspo.stopping import Stopped
 
 SHORT = [
     "model.arch.hidden_size=32", "model.arch.layers=1", "model.arch.mlp_size=32", "sft.steps=4", "sft.batch=40",
@@ -56,6 +59,28 @@ def test_two_short_runs_give_the_same_bits_and_a_complete_checkpoint(cfg, tmp_pa
     written = (first / "DONE").stat().st_mtime_ns
     assert warm_start(replace(cfg, out=str(tmp_path / "a"))) == first
     assert "is there" in capsys.readouterr().out and (first / "DONE").stat().st_mtime_ns == written
+
+
+def test_interrupted_it_ends_with_the_same_bits(cfg, tmp_path, monkeypatch) -> None:
+    """By signals in the middle of two steps, one of them the last."""
+    whole, left, real = warm_start(replace(cfg, out=str(tmp_path / "a"))), [3, 1], pspo.sft.demonstrations
+
+    def signalled(step, *rest):
+        if left and step == left[-1]:
+            left.pop()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(step, *rest)
+
+    monkeypatch.setattr(pspo.sft, "demonstrations", signalled)
+    for saved in ("step-2", "step-4"):
+        with pytest.raises(Stopped):
+            warm_start(replace(cfg, out=str(tmp_path / "b")))
+        assert (tmp_path / ".b.making/checkpoints" / saved).exists() and not (tmp_path / "b").exists()
+    again = warm_start(replace(cfg, out=str(tmp_path / "b")))
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    records = [json.loads((made / "sft.json").read_text()) for made in (whole, again)]
+    assert records[0]["loss"] == records[1]["loss"] and [r["resumed_at"] for r in records] == [None, 4]
+    assert not (tmp_path / ".b.making").exists()
 
 
 def test_an_unfinished_directory_is_made_again(cfg, tmp_path) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from known import SETTINGS, make_policy, without_times
 from safetensors.torch import load_file
 
 from pspo.advantages import has_signal
 from pspo.config import TrainConfig, compose
-from pspo.data import eos_ids, load_problems, make_prompter
+from pspo.data import eos_ids, load_problems
 from pspo.data.order import spare_problems
 from pspo.data.tokenizer import build_tokenizer
 from pspo.errors import ConfigError, MismatchError, NonFiniteError, PspoError
@@ -26,51 +27,12 @@ from pspo.models import build, save_policy
 from pspo.ranks import Ranks
 from pspo.rollout import make_sampler
 from pspo.run import Run
-from pspo.sft import Demonstration, backward
 from pspo.train import train
-
-ARCH = ["hidden_size=64", "layers=2", "heads=2", "kv_heads=1", "mlp_size=128"]
-SETTINGS = [
-    *(f"model.arch.{size}" for size in ARCH),
-    "data.train=8",
-    "data.test=8",
-    "data.validation=8",
-    "rollout.prompts=4",
-    "eval.every=0",
-    "eval.test_problems=4",
-    "tracking.progress=false",
-    "experiment=custom",
-    "learner.lr=3e-4",
-    "learner.warmup_updates=0",
-    "learner.minibatches=2",
-    "rollout.max_new_tokens=16",
-    "steps=2",
-]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Fine-tuned to write `#### gold` or `#### gold + 1`, each about half of the time."""
-    cfg = compose("train", TrainConfig, SETTINGS)
-    tokenizer = build_tokenizer(cfg.data)
-    (eos,) = eos_ids(tokenizer)
-    model = build(cfg.model.arch, len(tokenizer), eos, tokenizer.pad_token_id, seed=0)
-    problems, prompter = load_problems(cfg.data, "train", 0), make_prompter(cfg.prompt, cfg.data, tokenizer)
-    batch = [
-        Demonstration(
-            prompter.encode(problem.question),
-            (*tokenizer(f"#### {int(problem.gold) + off}")["input_ids"], eos),
-        )
-        for problem in (problems[i] for i in range(8))
-        for off in (0, 1)
-    ]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
-    for _ in range(120):
-        loss = backward(model, batch)
-        optimizer.step()
-        optimizer.zero_grad()
-    assert loss < 0.3, "the fixture's own training has failed"  # ln 2 for a coin flip, over three to five tokens
-    return str(save_policy(model, tokenizer, tmp_path_factory.mktemp("train") / "checkpoint"))
+    return make_policy(tmp_path_factory.mktemp("train") / "checkpoint")
 
 
 def run(checkpoint, run_dir, *overrides, rollout="hf") -> tuple[list[dict], dict]:
@@ -83,10 +45,6 @@ def run(checkpoint, run_dir, *overrides, rollout="hf") -> tuple[list[dict], dict
     train(cfg)
     lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
     return lines, load_file(Path(run_dir) / "checkpoints" / f"step-{cfg.steps}" / "model.safetensors")
-
-
-def without_times(lines):
-    return [{k: v for k, v in line.items() if not k.startswith(("time/", "speed/"))} for line in lines]
 
 
 @pytest.mark.parametrize("surrogate", ["no_clip", "clip", "sigmoid", "pspo"])

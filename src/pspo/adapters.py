@@ -65,6 +65,10 @@ def add_lora(model: PreTrainedModel, cfg: schema.Lora, seed: int) -> PreTrainedM
     return model
 
 
+def has_adapters(model: PreTrainedModel) -> bool:
+    return bool(_layers(model))
+
+
 def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """The policy's weights under the names of the plain checkpoint, one by one; tied ones once.
 

@@ -243,7 +243,8 @@ def identity_of(
 def weights_digest(checkpoint: Path) -> str:
     """Of a checkpoint directory's weights, config and tokenizer."""
     kinds = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
-    return digest(sorted(path for kind in kinds for path in checkpoint.glob(kind)))
+    files = (path for kind in kinds for path in checkpoint.glob(kind))
+    return digest(sorted(path for path in files if path.name != "manifest.json"))  # which says what the run remembers
 
 
 def _sources(package: Any) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,3 +30,28 @@ def digest(files: Iterable[Path]) -> str:
         with open(path, "rb") as file:
             whole.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return whole.hexdigest()[:16]
+
+
+def publish(fresh: Path, target: Path) -> None:
+    """Flushes all of the directory `fresh` to the disk and renames it to `target`, in place of what is there."""
+    for path in (*sorted(fresh.rglob("*")), fresh):
+        _flush(path)
+    old = set_aside(target) if target.exists() else None
+    fresh.rename(target)
+    _flush(target.parent)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def set_aside(directory: Path) -> Path:
+    """Renames it to a name that no glob for what is whole finds: a process that is killed while it removes it leaves it
+    whole or hidden, not in part."""
+    return directory.rename(directory.with_name(f".{directory.name}.old-{os.getpid()}"))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -10,8 +10,9 @@ up to that of the whole minibatch. Imports: torch, transformers for the model's 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ from pspo.objective import Tokens, UpdateStats, loss_of, sequence_weights, token
 from pspo.ranks import Ranks
 from pspo.sharding import merged_known, reshard, shard
 from pspo.surrogates import Surrogate, from_config
+from pspo.trainstate import blank, optimizer_tensors, set_optimizers
+
+ADAPTER = "adapter."
 
 # What architectures do that the packed forward pass does not: settings, their value where nothing is done, the remedy.
 NOT_DONE = (
@@ -164,8 +168,8 @@ class Learner:
 
     def check_weights(self) -> None:
         """Raises NonFiniteError where what is learned is not finite any more. Every rank calls it."""
-        learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        local = [p.to_local() if isinstance(p, DTensor) else p for p in (parameter.detach() for parameter in learned)]
+        learned = [parameter.detach() for parameter in self._learned().values()]
+        local = [p.to_local() if isinstance(p, DTensor) else p for p in learned]
         damaged = sum(~part.isfinite().all() for part in local)
         (count,) = self.ranks.sum([float(damaged)], "weights that are not finite")
         if count:
@@ -181,6 +185,30 @@ class Learner:
         """What a checkpoint is to hold; {} for a rank that does not write it (`keep`), which helps to gather."""
         reshard(self.policy)
         return adapters.state_dict_to_save(self.model, keep)
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What the next update depends on beside the weights of `state_dict`: the optimiser's tensors, and adapters.
+        Sharded as the policy is; the tensors themselves, not copies."""
+        reshard(self.policy)
+        learned = self._learned()
+        adapted = {f"{ADAPTER}{name}": p.detach() for name, p in learned.items()}
+        if not adapters.has_adapters(self.model):
+            adapted = {}  # the weights are the policy's own, which every checkpoint holds
+        return adapted | optimizer_tensors(learned.items(), self.optimizer)
+
+    def blank(self, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+        """What a tensor of `training_state` is read into (pspo.checkpoint.Checkpoints.read)."""
+        learned = self._learned()
+        if name.startswith(ADAPTER):
+            return learned[name.removeprefix(ADAPTER)].detach()
+        return blank(learned, name, shape, dtype)
+
+    def load_training_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes what was read; adapters have been read into their place."""
+        set_optimizers(self._learned(), tensors, self.optimizer)
+
+    def _learned(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def _packs(self, batch: Batch, part: Sequence[int]) -> Iterator[Pack]:
         """This rank's share of the samples."""
@@ -215,15 +243,16 @@ class Learner:
             yield token_stats(self.surrogate, tokens, loss, self.cfg)
 
 
-def make_learner(cfg: TrainConfig, checkpoint: str, ranks: Ranks) -> Learner:
-    """The learner of a run, from the checkpoint that it starts at."""
+def make_learner(cfg: TrainConfig, start: str, ranks: Ranks, saved: Path | None = None) -> Learner:
+    """The learner of a run, from the checkpoint `start` that it begins at; with `saved`, at the weights that it had
+    when that was written. Adapters and optimiser come with the training state."""
 
-    def load(dtype: str) -> PreTrainedModel:
-        return load_policy(checkpoint, dtype=dtype, device=cfg.device)
+    def load(dtype: str, path: str | Path = start) -> PreTrainedModel:
+        return load_policy(path, dtype=dtype, device=cfg.device)
 
     lora = cfg.model.lora
     # Weights that are learned are fp32 whatever the dtype of the computation: a step of 5e-7 is lost in a bf16 weight.
-    model = load("float32" if lora is None else cfg.model.dtype)
+    model = load("float32", saved or start) if lora is None else load(cfg.model.dtype)
     if lora is not None:
         adapters.add_lora(model, lora, cfg.seed)
     return Learner(

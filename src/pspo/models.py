@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwe
 from pspo.config.schema import Architecture
 from pspo.data.tokenizer import first_line, looks_local
 from pspo.errors import PspoError
+from pspo.files import publish
 from pspo.seeds import derive
 
 if TYPE_CHECKING:
@@ -123,6 +124,17 @@ def read_weights(directory: str | Path) -> Iterator[tuple[str, Tensor]]:
             raise PspoError(f"{path} is damaged: {first_line(error)}") from error
 
 
+def write_policy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """The files of a policy, into a directory that is there; arguments as of `save_policy`."""
+    model.save_pretrained(directory, state_dict=weights)
+    tokenizer.save_pretrained(directory)
+
+
 def save_policy(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -141,38 +153,10 @@ def save_policy(
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        model.save_pretrained(fresh, state_dict=weights)
-        tokenizer.save_pretrained(fresh)
+        write_policy(model, tokenizer, fresh, weights)
         publish(fresh, target)
     except (OSError, SafetensorError) as error:
         raise PspoError(f"{target} cannot be written: {first_line(error)}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return target
-
-
-def publish(fresh: Path, target: Path) -> None:
-    """Flushes the files of `fresh` to the disk and renames it to `target`, in place of what is there."""
-    for path in sorted(fresh.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    old = _set_aside(target) if target.exists() else None
-    fresh.rename(target)
-    directory = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def remove_policy(directory: Path) -> None:
-    """Removes a checkpoint; a process that is killed meanwhile leaves it whole or hidden, not in part."""
-    shutil.rmtree(_set_aside(directory), ignore_errors=True)
-
-
-def _set_aside(directory: Path) -> Path:
-    """Renames it to a name that no glob for checkpoints finds."""
-    return directory.rename(directory.with_name(f".{directory.name}.old-{os.getpid()}"))

@@ -1,56 +1,59 @@
 """A training run: its parts, and the steps that `pspo.train` is written in.
 
+    resume, then for each step
     problems -> sample -> reward -> refill -> check -> batch -> fix_old_log_probs -> update ...
-    -> sync -> evaluate -> log
+    -> sync -> evaluate -> log -> save
 
 Every rank runs all of it: it samples and grades its share of the prompts, and learns from its share of the tokens. What
-is one file (metrics, checkpoints, evaluations) is the first rank's. Files of a run: docs/files.md. Imports: all rooms
-below the loop.
+is one file (metrics, evaluations) is the first rank's. Files of a run: docs/files.md; what survives a kill, and how:
+docs/reliability.md. Imports: all rooms below the loop.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pspo.advantages import has_signal
 from pspo.batching import Batch
+from pspo.checkpoint import Checkpoints, Saved
 from pspo.config import TrainConfig, run_dir_of
 from pspo.data import load_tokenizer, make_prompter
 from pspo.data.order import distinct, problems_of_step, spare_problems
 from pspo.errors import MismatchError, NonFiniteError, PspoError
-from pspo.evalfile import EvalFile, evaluate_to_file, identity_of, weights_digest
-from pspo.evaluation import Protocol, evaluate, prompts_of, stop_if_not_finite
+from pspo.evaluation import prompts_of, stop_if_not_finite
+from pspo.exams import Exams
 from pspo.files import write_whole
 from pspo.grading import Grade, Grader
 from pspo.learner import learning_rate, make_learner
 from pspo.measures import counted, gap_metrics, rollout_metrics, update_metrics
-from pspo.models import read_weights, remove_policy, save_policy
+from pspo.memory import Memory
+from pspo.models import read_weights, save_policy, write_policy
 from pspo.objective import UpdateStats
 from pspo.provenance import provenance
 from pspo.ranks import PeerError, Ranks
-from pspo.rollout import Completer, Decoding, make_sampler
-from pspo.rollout.shared import sampled_by_all
-from pspo.scores import scores
+from pspo.rollout import Decoding, make_sampler
 from pspo.seeds import derive
 from pspo.startup import data_reports, load_parts, prepare, starting_checkpoint
+from pspo.stopping import Stop
 from pspo.tracking import Tracker
+from pspo.trainstate import GENERATOR, generator_tensors, set_generators
 from pspo.types import Completion, Group, Problem, samples_of
 
 STEP_PHASES = ("rollout", "grade", "exchange", "check", "learn", "sync")
-T = TypeVar("T")
 
 
 class Run:
@@ -59,12 +62,10 @@ class Run:
     Writes into `run_dir_of(cfg)`, which the caller holds (`pspo.rundir`).
     """
 
-    def __init__(self, cfg: TrainConfig, ranks: Ranks) -> None:
-        self.cfg, self.ranks, self.dir = cfg, ranks, run_dir_of(cfg)
-        self.total_seconds: defaultdict[str, float] = defaultdict(float)
-        self.validated: dict[int, float] = {}
-        self.checks_left = 2  # of sampler against learner: on the first batch, and on the first with new weights
-        self.moved = False
+    def __init__(self, cfg: TrainConfig, ranks: Ranks, stop: Stop | None = None) -> None:
+        self.cfg, self.ranks, self.stop, self.dir = cfg, ranks, stop or Stop(), run_dir_of(cfg)
+        self.memory = Memory([{"from_step": 0, "ranks": ranks.size, **provenance()}])
+        self.resumed = False
         self._clear()
 
     def __enter__(self) -> Run:
@@ -93,9 +94,14 @@ class Run:
         make = partial(make_sampler, checkpoint, cfg.rollout, self.tokenizer, cfg.device, longest, self.prompter.ends)
         self.sampler = self.ranks.together(partial(make, self.ranks), "starting the samplers")
         stack.callback(self.sampler.close)
-        self.learner = self.ranks.together(partial(make_learner, cfg, checkpoint, self.ranks), "loading the policy")
-        self.tracker = stack.enter_context(Tracker(self.dir, cfg)) if self.ranks.first else None
-        self.total_seconds["set_up"] = time.perf_counter() - started
+        self.exams = Exams(cfg, self.ranks, self.sampler, self.prompter, self.grader, self.data)
+        self.checkpoints = Checkpoints(self.dir / "checkpoints", self.ranks)
+        self.saved = self.checkpoints.newest()
+        newest, after = (None, None) if self.saved is None else (self.saved.path, self.saved.step)
+        load = partial(make_learner, cfg, checkpoint, self.ranks, newest)
+        self.learner = self.ranks.together(load, "loading the policy")
+        self.tracker = stack.enter_context(Tracker(self.dir, cfg, after)) if self.ranks.first else None
+        self.set_up = time.perf_counter() - started
 
     def _find_directory(self) -> None:
         """The first rank has made it; the best checkpoint in it is loaded by all."""
@@ -113,6 +119,36 @@ class Run:
         self.updates: list[UpdateStats] = []  # of this rank's share
         self.learned_tokens = 0
         self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def resume(self) -> int:
+        """The number of steps that are done: 0, or those of the newest checkpoint, whose state everything is in again.
+
+        From here on the run stops between two steps only (`save`).
+        """
+        if self.saved is not None:
+            self._restore(self.saved)
+        self.memory.add_seconds("set_up", self.set_up)
+        self.stop.wait()
+        return 0 if self.saved is None else self.saved.step
+
+    def _restore(self, saved: Saved) -> None:
+        device = self.learner.model.device
+
+        def into(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+            mine = name.startswith(GENERATOR) and name.endswith(f".{self.ranks.rank}")
+            return torch.empty(shape, dtype=dtype) if mine else self.learner.blank(name, shape, dtype)
+
+        state = self.checkpoints.read(saved, into)
+        self.learner.load_training_state(state)
+        [here], self.memory = self.memory.made_with, Memory.read(saved.memory)
+        others = self.memory.goes_on_with(here, saved.step)
+        with self.ranks.expecting("handing the weights to the samplers"):
+            self.sampler.load(self.learner.weights())
+        set_generators(self.ranks.rank, device, state)
+        self.resumed = True
+        if self.ranks.first:
+            unlike = f", perhaps not with the same bits: it has another {others}" if others else ""
+            print(f"pspo: {self.dir} goes on after step {saved.step}{unlike}", file=sys.stderr, flush=True)
 
     # --- the step --------------------------------------------------------------------------------------------------
 
@@ -191,15 +227,16 @@ class Run:
     def check(self, groups: Sequence[Group], step: int) -> None:
         """Do sampler and learner hold the same policy? On the first batch, and on the first after new weights.
 
-        Raises MismatchError where ratios would not start near 1, with the causes that we have seen.
+        Also after a resume, which leaves no trace in the metrics. Raises MismatchError where ratios would not start
+        near 1, with the causes that we have seen.
         """
-        if not self.checks_left:
+        due = self.memory.checks_left > 0
+        if not (due or self.resumed):
             return
         with self.clock("check"):
             batch = self._batch_of(groups, [[0.0] * len(group.completions) for group in groups])
-            found = self.learner.log_probs(batch, range(len(batch))) - batch.sampler
-            self.metrics |= gap_metrics(found)
-        deviation, allowed = self.metrics["gap/abs_dev_mean"], self.cfg.rollout.max_gap
+            found = gap_metrics(self.learner.log_probs(batch, range(len(batch))) - batch.sampler)
+        deviation, allowed = found["gap/abs_dev_mean"], self.cfg.rollout.max_gap
         if not deviation <= allowed:  # so that a gap that is not a number stops the run as well
             raise MismatchError(
                 f"on the batch of step {step} the learner's ratios to the sampler have mean |r - 1| = {deviation:.2g}, "
@@ -207,8 +244,11 @@ class Run:
                 "differ between the two, a temperature that one of them does not apply, new weights that do not reach "
                 "the sampler, rollout.dtype=bfloat16 beside model.dtype=float32"
             )
-        if self.checks_left == 2 or self.moved:
-            self.checks_left -= 1
+        self.resumed = False
+        if due:
+            self.metrics |= found
+            if self.memory.checks_left == 2 or self.memory.moved:
+                self.memory.checks_left -= 1
 
     def fix_old_log_probs(self, batch: Batch, passes: Sequence[Sequence[Sequence[int]]]) -> None:
         """Log-probs of every completion token under the policies that do not move during the step.
@@ -239,14 +279,17 @@ class Run:
             raise NonFiniteError(f"step {step}: {error}. {self._evidence(batch, part, step)}") from error
         self.metrics["optim/lr"] = learning_rate(cfg, number, self.cfg.updates)
         self.updates.append(stats)
-        self.moved = True
+        self.memory.moved = True
         self.learned_tokens += batch.sequence_tokens(part)
 
     def _evidence(self, batch: Batch, part: Sequence[int], step: int) -> str:
         """Saves the policy before a non-finite update, and its minibatch; says where, or why not."""
         evidence = self.dir / "nonfinite" / f"step-{step}"
         try:
-            self._save(evidence)
+            with self.ranks.expecting("gathering the weights for a look at them"):
+                weights = self.learner.state_dict(keep=self.ranks.first)
+            save = partial(save_policy, self.learner.model, self.tokenizer, evidence, weights)
+            self.ranks.from_first(save, f"writing {evidence}")
             if self.ranks.first:
                 write_whole(evidence / "minibatch.json", json.dumps(batch.rows(part)))
         except PeerError:
@@ -262,34 +305,29 @@ class Run:
                 self.learner.check_weights()
                 self.sampler.load(self.learner.weights())
 
-    # --- evaluation and checkpoints ----------------------------------------------------------------------------------
+    # --- evaluation, records, checkpoints ----------------------------------------------------------------------------
 
     def evaluate(self, step: int) -> None:
-        """At the steps that are due: accuracy on the validation part. Keeps the best policy so far, and the last."""
+        """At the steps that are due: accuracy on the validation part."""
         every = self.cfg.eval.every
-        due = every > 0 and (step % every == 0 or step == self.cfg.steps)
-        if due:
+        if every > 0 and (step % every == 0 or step == self.cfg.steps):
             with self.clock("eval"):
-                found = self._by_all(self._validate)
-            self.validated[step] = found["accuracy"]
+                found = self.exams.validate()
+            self.memory.validated[step] = found["accuracy"]
             self.metrics |= {
                 "eval/validation_accuracy": found["accuracy"],
                 "eval/validation_truncated_share": found["truncated_share"],
             }
-        if step == self.cfg.steps or (due and step > 0 and self.best_step == step):
-            with self.clock("save"):
-                self._checkpoint(step)
 
     def log(self, step: int) -> None:
         """Writes the step's metrics; step 0 is before training."""
         if step > 0:
             self.metrics |= self._step_metrics()
-            whole = time.perf_counter() - self.step_started - self.seconds["eval"] - self.seconds["save"]
+            whole = time.perf_counter() - self.step_started - self.seconds["eval"]
             self.metrics["time/step_s"] = whole
             self.metrics["time/other_s"] = whole - sum(self.seconds[phase] for phase in STEP_PHASES)
         self.metrics |= {f"time/{phase}_s": seconds for phase, seconds in self.seconds.items()}
-        for phase, seconds in self.seconds.items():
-            self.total_seconds[phase] += seconds
+        self._add_up_seconds()
         if self.tracker is not None:
             self.tracker.log(step, self.metrics)
         self._clear()
@@ -311,94 +349,84 @@ class Run:
         whole = replace(UpdateStats.total(shares), updates=shares[0].updates, grad_norm=shares[0].grad_norm)
         return found | update_metrics(whole, self.cfg.learner)
 
+    def save(self, step: int) -> bool:
+        """Saves what the next step depends on where that is due. True where the run has been told to stop, on any rank.
+
+        What there is to save is small because it is saved here: no batch is under way, and what a step takes follows
+        from its number.
+        """
+        told = self._told_to_stop(step)
+        best = step == self.best_step and step in self.memory.validated
+        if told or best or step % self.cfg.saving.every == 0 or step == self.cfg.steps:
+            with self.clock("save"):  # counted with the next step: this one is on record
+                self._checkpoint(step)
+        return told
+
+    def _told_to_stop(self, step: int) -> bool:
+        asked = self.ranks.gather(self.stop.asked, f"the end of step {step}")
+        self.stop.asked = next(filter(None, asked), None)
+        return self.stop.asked is not None
+
+    def _checkpoint(self, step: int) -> None:
+        with self.ranks.expecting(f"gathering the weights of step-{step}"):
+            weights = self.learner.state_dict(keep=self.ranks.first)
+
+        def write(directory: Path) -> None:
+            self._still_there()
+            write_policy(self.learner.model, self.tokenizer, directory, weights)
+
+        if self.tracker is not None:
+            self.memory.tracker = self.tracker.ids()
+        generators = generator_tensors(self.ranks.rank, self.learner.model.device)
+        self.checkpoints.save(step, write, self.learner.training_state() | generators, self.memory.to_json())
+        self.checkpoints.prune(self.cfg.saving.keep, self.best_step)
+
     @property
     def best_step(self) -> int:
         """The step of the highest validation accuracy, the earliest of equals; the last where none was validated."""
-        trained = {step: accuracy for step, accuracy in self.validated.items() if step > 0}
+        trained = {step: accuracy for step, accuracy in self.memory.validated.items() if step > 0}
         return max(trained, key=lambda step: (trained[step], -step), default=self.cfg.steps)
 
     def finish(self) -> None:
         """Grades the last and the best policy on the test part, writes summary.json, and DONE last."""
+        self.stop.at_once()  # all is saved, and the test part is graded by the chunk
         found: dict[str, dict[str, Any]] = {}
         if self.cfg.eval.at_end:
+            path, last, best = self.dir / "eval" / f"{self.cfg.data.name}.jsonl", self.cfg.steps, self.best_step
             with self.clock("test"):
-                found["last"] = self._by_all(lambda sampler: self._test(sampler, self.cfg.steps, ""))
-                if self.validated:  # without validation no step is the best one
-                    if self.best_step != self.cfg.steps:
-                        best = self._step_dir(self.best_step)
-                        self.ranks.together(lambda: self.sampler.load(read_weights(best)), "loading the best policy")
-                    found["best"] = self._by_all(lambda sampler: self._test(sampler, self.best_step, ".best"))
-            self.total_seconds["test"] = self.seconds["test"]
+                found["last"] = self.exams.test(self.checkpoints.at(last), path)
+                if self.memory.validated:  # without validation no step is the best one
+                    directory = self.checkpoints.at(best)
+                    if best != last:
+                        load = partial(self.sampler.load, read_weights(directory))
+                        self.ranks.together(load, "loading the best policy")
+                    found["best"] = self.exams.test(directory, path.with_suffix(".best.jsonl"))
+        self._add_up_seconds()
         result = {
             "run_dir": str(self.dir),
             "steps": self.cfg.steps,
             "ranks": self.ranks.size,
             "best_step": self.best_step,
-            "validation": {str(step): accuracy for step, accuracy in self.validated.items()},
+            "validation": {str(step): accuracy for step, accuracy in self.memory.validated.items()},
             "test": found,
-            "seconds": dict(self.total_seconds),
+            "seconds": self.memory.seconds,
             "provenance": provenance(),
+            "made_with": self.memory.made_with,
         }
         if self.ranks.first:
             self._still_there()
-            (self.dir / "summary.json").write_text(json.dumps(result, indent=1) + "\n")
-            (self.dir / "DONE").touch()
+            write_whole(self.dir / "summary.json", json.dumps(result, indent=1) + "\n")
+            write_whole(self.dir / "DONE", "")
+        self.checkpoints.prune(1, self.best_step)
+        self.checkpoints.strip()
 
-    @property
-    def protocol(self) -> Protocol:
-        """T=0, one completion a problem."""
-        decoding = Decoding(self.cfg.eval.max_new_tokens, temperature=0.0)
-        return Protocol(decoding, self.cfg.rollout.max_prompt_tokens, self.cfg.seed)
-
-    def _by_all(self, work: Callable[[Completer], T]) -> T:
-        """What `work` returns on the first rank, which has all ranks' samplers for it; every rank gets it."""
-        return sampled_by_all(work, self.sampler, self.ranks)
-
-    def _validate(self, sampler: Completer) -> dict[str, Any]:
-        records = evaluate(sampler, self.prompter, self.grader, self.data.validation, self.protocol)
-        return scores(records, self.prompter.style)
-
-    def _test(self, sampler: Completer, step: int, which: str) -> dict[str, Any]:
-        """Scores of the sampler's policy, which is that of `step`, on the test part; written to the run's eval/."""
-        cfg, chunk, problems = self.cfg, self.cfg.eval.chunk, self.data.test
-        checkpoint, protocol = self._step_dir(step), self.protocol
-        weights = weights_digest(checkpoint)
-        made_of = identity_of(weights, cfg.rollout, cfg.device, self.prompter, problems, protocol, chunk)
-        about = {
-            "checkpoint": str(checkpoint),
-            "benchmark": cfg.data.name,
-            "split": "test",
-            "prompt": self.prompter.described(problems[0].question),
-        }
-        file = EvalFile(self.dir / "eval" / f"{cfg.data.name}{which}.jsonl", made_of, about)
-        records = evaluate_to_file(file, lambda: sampler, self.prompter, self.grader, problems, protocol, chunk)
-        return scores(records, self.prompter.style)
-
-    def _checkpoint(self, step: int) -> None:
-        """Saves the policy and lets go of all earlier ones but the best."""
-        self._save(self._step_dir(step))
-        if self.ranks.first:
-            for other in self._step_dir(step).parent.glob("step-*"):
-                if other.name not in (f"step-{step}", f"step-{self.best_step}"):
-                    remove_policy(other)
-
-    def _save(self, directory: Path) -> None:
-        """Writes the policy as a checkpoint: gathered by all ranks, written by the first."""
-        with self.ranks.expecting(f"gathering the weights of {directory.name}"):
-            weights = self.learner.state_dict(keep=self.ranks.first)
-
-        def write() -> None:
-            self._still_there()
-            save_policy(self.learner.model, self.tokenizer, directory, weights)
-
-        self.ranks.from_first(write, f"writing {directory.name}")
+    def _add_up_seconds(self) -> None:
+        for phase, seconds in self.seconds.items():
+            self.memory.add_seconds(phase, seconds)
 
     def _still_there(self) -> None:
         if not (self.dir / "config.yaml").exists():
             raise PspoError(f"run_dir={self.dir} was removed or renamed while the run was writing to it")
-
-    def _step_dir(self, step: int) -> Path:
-        return self.dir / "checkpoints" / f"step-{step}"
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:

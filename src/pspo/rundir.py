@@ -1,42 +1,49 @@
-"""The directory of a run, held by one process at a time. Imports no torch: what cannot be is told at once."""
+"""The directory of a run, or of a warm start in the making, held by one process at a time.
+
+Imports no torch: what cannot be is told at once.
+"""
 
 from __future__ import annotations
 
 import fcntl
-import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from pspo.config import TrainConfig, load_yaml
+from pspo.config import SftConfig, TrainConfig, load_yaml, to_yaml
 from pspo.config.compose import NOT_IN_RUN_ID, config_hash
 from pspo.errors import ConfigError, PspoError
+from pspo.files import write_whole
+
+PATIENCE_S = 20.0  # a process that was killed, or whose job was sent back to the queue, may take a moment to be gone
 
 
 @contextmanager
-def claimed(run_dir: Path, cfg: TrainConfig) -> Iterator[bool]:
+def claimed(run_dir: Path, cfg: TrainConfig | SftConfig, patience: float = PATIENCE_S) -> Iterator[bool]:
     """Holds a run directory for one process; yields True where it already holds this run, complete.
 
-    Otherwise it is cleared of what an earlier attempt left. Raises ConfigError where it holds another run or something
-    else, PspoError where another process is at work in it or it cannot be written.
+    Otherwise it is this run's from here on, with what an earlier attempt has left, from which it goes on. Raises
+    ConfigError where it holds another run or something else, PspoError where another process is at work in it or it
+    cannot be written.
     """
     written = run_dir / "config.yaml"
     try:
-        if run_dir.exists() and not written.exists() and any(p.name != ".lock" for p in run_dir.iterdir()):
+        # What is hidden is a lock, or a file that a process was killed over.
+        if run_dir.exists() and not written.exists() and any(p.name[0] != "." for p in run_dir.iterdir()):
             raise ConfigError("run_dir", run_dir, "is not empty and holds no run; name another directory")
         run_dir.mkdir(parents=True, exist_ok=True)
         lock = open(run_dir / ".lock", "a")  # noqa: SIM115  closed below, after the run
     except OSError as error:
         raise PspoError(f"run_dir={run_dir} cannot be written: {error.strerror}") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PspoError(f"another process is at work in run_dir={run_dir}") from None
+        if not _locked(lock, patience):
+            raise PspoError(f"another process is at work in run_dir={run_dir}")
         if written.exists():
             try:
-                before = load_yaml(written, TrainConfig)
+                before = load_yaml(written, type(cfg))
             except ConfigError as error:
                 allowed = f"its config.yaml is not one of this version ({error}); name another directory"
                 raise ConfigError("run_dir", run_dir, allowed) from error
@@ -47,7 +54,21 @@ def claimed(run_dir: Path, cfg: TrainConfig) -> Iterator[bool]:
                 print(f"{run_dir} is complete", file=sys.stderr)
                 yield True
                 return
-            for name in ("checkpoints", "eval", "nonfinite"):
-                shutil.rmtree(run_dir / name, ignore_errors=True)
-            (run_dir / "summary.json").unlink(missing_ok=True)
+        try:
+            write_whole(written, to_yaml(cfg))
+        except OSError as error:
+            raise PspoError(f"{written} cannot be written: {error.strerror}") from error
         yield False
+
+
+def _locked(lock: IO[str], patience: float) -> bool:
+    """Takes the lock; False where somebody else holds it for `patience` seconds."""
+    for waited in range(int(patience) + 1):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if not waited and patience:
+                print(f"pspo: {lock.name} is held by another process; waiting {patience:g} s for it", file=sys.stderr)
+            time.sleep(min(1.0, patience))
+    return False

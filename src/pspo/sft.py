@@ -14,13 +14,13 @@ Torch and transformers are imported inside the functions, so that a wrong settin
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,18 +36,23 @@ from pspo.data.wordproblems import (
 )
 from pspo.errors import ConfigError, NonFiniteError
 from pspo.evaluation import stop_if_not_finite
+from pspo.files import publish
 from pspo.grading import grade
 from pspo.rollout import Decoding, sample
+from pspo.rundir import claimed
 from pspo.seeds import derive
+from pspo.stopping import Stop, stoppable
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2ForCausalLM
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from pspo.checkpoint import Checkpoints, Saved
     from pspo.rollout import Sampler
 
 FIRST_INDEX = 10_000_000  # far behind the problems that RL trains on: those are new to the policy
 MICRO_BATCH = 16  # sequences of similar length computed together
+SAVE_EVERY = 20  # steps
 SAMPLES = 4  # completions of a validation problem at temperature 1
 
 
@@ -64,80 +69,111 @@ class Demonstration:
 
 def warm_start(cfg: SftConfig) -> Path:
     """The directory of the warm start; made if it is not there, complete or not at all. The same config and number of
-    threads give the same bits."""
+    threads give the same bits, also where it was interrupted and goes on from a checkpoint of its own."""
     target = Path(cfg.out) if cfg.out is not None else warm_start_dir(cfg)
     if (target / "DONE").exists():
         print(f"warm start: {target} is there")
         return target
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / "config.yaml").exists():
         raise ConfigError("out", target, "is there and holds no warm start; name another directory")
+    making = target.with_name(f".{target.name}.making")
+    with stoppable() as stop, claimed(making, cfg):
+        if not (target / "DONE").exists():  # else another process has made it while this one waited
+            _make(cfg, target, making, stop)
+        shutil.rmtree(making)
+    return target
+
+
+def _make(cfg: SftConfig, target: Path, making: Path, stop: Stop) -> None:
+    """Makes the warm start; what is not finished is in `making`."""
     arch, data = cfg.model.arch, cfg.data
     assert arch is not None and isinstance(data, schema.WordProblems)  # SftConfig's own checks
 
     import torch
 
+    from pspo.checkpoint import Checkpoints
     from pspo.data.tokenizer import build_tokenizer
-    from pspo.models import build, publish
+    from pspo.models import build, load_policy, write_policy
+    from pspo.ranks import Ranks
     from pspo.rollout import make_sampler
     from pspo.startup import prepare
 
     prepare(cfg.device, threads=None)
     threads = torch.get_num_threads()
     torch.set_num_threads(cfg.sft.threads)
-    fresh = target.with_name(f".{target.name}.writing-{os.getpid()}")
     try:
         started = time.perf_counter()
         tokenizer = build_tokenizer(data)
-        eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-        model = build(arch, len(tokenizer), eos, pad, cfg.sft.seed, "sdpa").to(cfg.device)
-        print(
-            f"warm start: {sum(p.numel() for p in model.parameters()):,} parameters, {cfg.sft.steps} steps -> {target}"
-        )
-        losses = fine_tune(model, tokenizer, cfg)
+        checkpoints = Checkpoints(making / "checkpoints", Ranks())
+        saved = checkpoints.newest()
+        if saved is None:
+            eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+            model: PreTrainedModel = build(arch, len(tokenizer), eos, pad, cfg.sft.seed, "sdpa").to(cfg.device)
+        else:
+            model = load_policy(saved.path, device=cfg.device)
+        size = sum(p.numel() for p in model.parameters())
+        print(f"warm start: {size:,} parameters, {cfg.sft.steps} steps -> {target}")
+        losses = fine_tune(model, tokenizer, cfg, checkpoints, saved, stop)
         trained = time.perf_counter()
 
-        fresh.mkdir(parents=True)
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
+        fresh = making / "warm-start"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        write_policy(model, tokenizer, fresh)
         longest = cfg.rollout.max_prompt_tokens + cfg.eval.max_new_tokens
         sampler = make_sampler(str(fresh), cfg.rollout, tokenizer, cfg.device, longest)
         reached = measure(sampler, tokenizer, cfg, WordProblemSequence(data, "validation"))
         sampler.close()
         seconds = {"training": trained - started, "measuring": time.perf_counter() - trained}
-        record = {"seconds": seconds, "reached": reached, "loss": losses}
+        record = {"seconds": seconds, "resumed_at": saved.step if saved else None, "reached": reached, "loss": losses}
         (fresh / "config.yaml").write_text(to_yaml(cfg))
         (fresh / "sft.json").write_text(json.dumps(record, indent=1) + "\n")
         (fresh / "DONE").touch()
         publish(fresh, target)
     finally:
         torch.set_num_threads(threads)
-        shutil.rmtree(fresh, ignore_errors=True)
     greedy, sampled = (reached[name]["all"]["accuracy"] for name in ("greedy", "sampled"))
     print(f"warm start: {target} in {sum(seconds.values()):.0f} s; accuracy {greedy:.3f} at T=0, {sampled:.3f} at T=1")
-    return target
 
 
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def fine_tune(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, cfg: SftConfig) -> list[float]:
-    """Trains `model` in place on fresh demonstrations; returns the mean loss of a completion token at each step."""
+def fine_tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    cfg: SftConfig,
+    checkpoints: Checkpoints,
+    saved: Saved | None,
+    stop: Stop,
+) -> list[float]:
+    """Trains `model` in place on fresh demonstrations, from the first step or from after `saved`, whose weights it has;
+    returns the mean loss of a completion token at each step."""
     import torch
 
+    from pspo.models import write_policy
     from pspo.muon import Muon
+    from pspo.trainstate import blank, optimizer_tensors, set_optimizers
 
     sft = cfg.sft
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    named = dict(model.named_parameters())
+    for name, parameter in named.items():
         (matrices if parameter.ndim == 2 and "embed" not in name else others).append(parameter)
     optimizers: list[torch.optim.Optimizer] = [
         Muon(matrices, lr=sft.lr, weight_decay=sft.weight_decay),
         torch.optim.AdamW(others, lr=sft.lr, betas=sft.betas, weight_decay=sft.weight_decay, fused=True),
     ]
-    losses, started = [], time.perf_counter()
+    losses: list[float] = []
+    if saved is not None:
+        set_optimizers(named, checkpoints.read(saved, partial(blank, named)), *optimizers)
+        losses = saved.memory["losses"]
+        print(f"  goes on after step {saved.step}", flush=True)
+    started = time.perf_counter()
     model.train()
-    for step in range(sft.steps):
+    stop.wait()
+    for step in range(len(losses), sft.steps):
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = sft.lr * rate(step, sft)
@@ -150,6 +186,14 @@ def fine_tune(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, cfg: 
             optimizer.zero_grad()
         if (step + 1) % 50 == 0:
             print(f"  step {step + 1:4d}  loss {losses[-1]:.3f}  {time.perf_counter() - started:.0f} s", flush=True)
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == sft.steps or stop.asked:
+            state = optimizer_tensors(named.items(), *optimizers)
+            write = partial(write_policy, model, tokenizer)
+            checkpoints.save(step + 1, write, state, {"losses": losses})
+            checkpoints.prune(keep=2, best=step + 1)
+        if stop.asked:
+            break
+    stop.at_once()
     return losses
 
 

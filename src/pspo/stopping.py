@@ -24,43 +24,52 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 class Stopped(SystemExit):
     """The run ends because it was told to. No Exception: what catches those would go on."""
 
+    def __init__(self, asked: signal.Signals) -> None:
+        super().__init__(128 + signal.SIGINT if asked == signal.SIGINT else AGAIN)
+        self.asked = asked
+
+    def __str__(self) -> str:
+        return self.asked.name
+
 
 class Stop:
-    """What this process has been told. Made by `stoppable`."""
+    """What this process has been told. Made by `stoppable`; `Stop()` is never told anything."""
 
     def __init__(self) -> None:
         self.asked: signal.Signals | None = None
         self._waits = False
         self._before: dict[int, Any] = {}
 
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Within the block a request waits until `asked` is looked at; a second Ctrl-C does not."""
+    def wait(self) -> None:
+        """From here on a request waits until somebody looks at `asked`; a second Ctrl-C does not."""
         self._waits = True
-        try:
-            yield
-        finally:
-            self._waits = False
+
+    def at_once(self) -> None:
+        """From here on, and now where there has been a request, the program ends at once."""
+        self._waits = False
+        self.end()
 
     def end(self) -> None:
-        """Ends the program as it was asked to: after its parts are closed. Returns where it was not asked."""
+        """Ends the program as it was asked to; returns where it was not."""
         if self.asked is None:
             return
         earlier = self._before.get(self.asked)
         if callable(earlier) and self.asked != signal.SIGINT:
             earlier(self.asked, None)  # of a launcher, such as submitit's, which puts the job back into the queue
-        raise Stopped(128 + signal.SIGINT if self.asked == signal.SIGINT else AGAIN)
+        raise Stopped(self.asked)
 
     def _told(self, number: int, _frame: FrameType | None) -> None:
-        again, name = self.asked is not None, signal.Signals(number).name
-        self.asked = self.asked or signal.Signals(number)
-        if number == signal.SIGINT and again:
+        asked, again = signal.Signals(number), self.asked is not None
+        if again and asked == signal.SIGINT:
             raise KeyboardInterrupt
+        if again:
+            return
+        self.asked = asked
         if self._waits:
-            quits = "; Ctrl-C again quits now" if number == signal.SIGINT else ""
-            os.write(2, f"pspo: {name}: saving after this step{quits}\n".encode())
-        elif not again:
-            os.write(2, f"pspo: {name}: stopping; nothing is lost\n".encode())
+            quits = "; Ctrl-C again quits now" if asked == signal.SIGINT else ""
+            os.write(2, f"pspo: {asked.name}: saving after this step{quits}\n".encode())
+        else:
+            os.write(2, f"pspo: {asked.name}: stopping; the same command goes on from what is saved\n".encode())
             self.end()
 
 

@@ -7,30 +7,37 @@ surrogates are in pspo.surrogates, advantages in pspo.advantages, the loss and i
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pspo.config import TrainConfig, program, run_dir_of
 from pspo.ranks import joined
 from pspo.rundir import claimed
+from pspo.stopping import stoppable
 
 if TYPE_CHECKING:
     from pspo.run import Run
 
 
 def train(cfg: TrainConfig) -> None:
-    """One run, in a directory of its own; nothing is done where it is complete.
+    """One run, in a directory of its own; it goes on from the newest checkpoint there, and nothing is done where it is
+    complete.
 
     Under torchrun or srun every rank runs this; one process alone is a rank of one. Raises MismatchError where sampler
-    and learner disagree at the start, NonFiniteError where the policy or an update is not finite. Heavy imports stand
-    inside the functions, so that a wrong setting or directory is told before them.
+    and learner disagree at the start, NonFiniteError where the policy or an update is not finite, and ends with Stopped
+    where a signal asked for it. Heavy imports stand inside the functions, so that a wrong setting or directory is told
+    before them.
     """
-    with joined(cfg.device, cfg.rank_timeout) as ranks, ExitStack() as stack:
-        if ranks.from_first(lambda: stack.enter_context(claimed(run_dir_of(cfg), cfg)), "claiming the run's directory"):
-            return
-        from pspo.run import Run
+    with stoppable() as stop:
+        with joined(cfg.device, cfg.rank_timeout) as ranks, ExitStack() as stack:
+            claim = partial(stack.enter_context, claimed(run_dir_of(cfg), cfg))
+            if ranks.from_first(claim, "claiming the run's directory"):
+                return
+            from pspo.run import Run
 
-        with Run(cfg, ranks) as run:
-            optimise(run, cfg)
+            with Run(cfg, ranks, stop) as run:
+                optimise(run, cfg)
+        stop.end()
 
 
 def optimise(run: Run, cfg: TrainConfig) -> None:
@@ -39,10 +46,11 @@ def optimise(run: Run, cfg: TrainConfig) -> None:
     from pspo.batching import minibatches
     from pspo.seeds import derive
 
-    inner = cfg.learner
-    run.evaluate(step=0)
-    run.log(step=0)
-    for step in range(1, cfg.steps + 1):
+    inner, done = cfg.learner, run.resume()  # steps; 0 where nothing is saved
+    if not done:
+        run.evaluate(step=0)
+        run.log(step=0)
+    for step in range(done + 1, cfg.steps + 1):
         problems = run.problems(step)  # P problems, the same for a seed whatever the method
         groups = run.sample(problems, step)  # P x G completions with the sampler's log-probs
         rewards = run.reward(groups)  # [P, G]
@@ -61,6 +69,8 @@ def optimise(run: Run, cfg: TrainConfig) -> None:
         run.sync()  # the sampler gets the learner's weights
         run.evaluate(step)
         run.log(step)
+        if run.save(step):  # all that the next step depends on; told to stop, the run goes on from here another time
+            return
     run.finish()
 
 

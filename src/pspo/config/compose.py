@@ -3,8 +3,8 @@
     @program("train", TrainConfig)
     def train(cfg: TrainConfig) -> None: ...
 
-`program` checks the whole command line first, every cell of a `-m` sweep included, and ends with one line and exit
-status 2 where a setting is wrong; then it hands over to Hydra.
+`program` checks the whole command line first, every cell of a `-m` sweep and its launcher included, and ends with one
+line and exit status 2 where a setting is wrong; then it hands over to Hydra.
 """
 
 from __future__ import annotations
@@ -16,24 +16,32 @@ import json
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 from yaml import YAMLError
 
+from pspo.config import sweeps
 from pspo.config.programs import SftConfig, TrainConfig
 from pspo.errors import ConfigError, PspoError
 
 C = TypeVar("C")
+
+# Hydra merges conf/hydra/launcher/joblib.yaml into the launcher's own settings of that name, as is meant, and warns.
+warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/joblib' is validated against ConfigStore schema")
 
 CONF = Path(__file__).resolve().parents[3] / "conf"
 
@@ -105,21 +113,36 @@ def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Calla
     """Turns `run(cfg)` into a program with Hydra's command line over `conf/<name>.yaml`."""
 
     def decorate(run: Callable[[C], None]) -> Callable[[], None]:
-        def task(cfg: DictConfig) -> None:
-            with one_line_errors():
-                run(checked(cfg, schema))
-
         @functools.wraps(run)
         def entry() -> None:
+            full = bool(os.environ.get("HYDRA_FULL_ERROR"))
             with one_line_errors():
-                composed = [compose(name, schema, overrides) for overrides in cells(sys.argv[1:])]
+                swept = swept_by(sys.argv[1:])
+                asked = cells(sys.argv[1:])
+                composed = [compose(name, schema, overrides) for overrides in asked]
                 places = [run_dir_of(cfg) for cfg in composed if isinstance(cfg, TrainConfig)]
                 if len(set(places)) < len(places):
                     allowed = "the cells of a sweep need directories of their own: leave run_dir out"
                     raise ConfigError("run_dir", places[0], allowed)
+                launcher = "" if swept is None else prepare_launcher(name, asked[0])
+            parent = os.getpid()
+
+            def task(cfg: DictConfig) -> None:  # what a launcher takes to another process, by value
+                if swept is None:
+                    with one_line_errors():
+                        run(checked(cfg, schema))
+                else:
+                    with sweeps.beside(parent) if launcher == "JoblibLauncher" else nullcontext():
+                        sweeps.one_cell(name_of_cell(swept), lambda: run(checked(cfg, schema)), full)
+
             bound_spinning()
             GlobalHydra.instance().clear()
-            hydra.main(config_path=str(_root(name)), config_name=name, version_base="1.3")(task)()
+            with_hydra = hydra.main(config_path=str(_root(name)), config_name=name, version_base="1.3")(task)
+            if swept is None:
+                with_hydra()
+            else:
+                with sweeps.what_is_left(places), one_line_errors(), sweeps.launched():
+                    with_hydra()
 
         return entry
 
@@ -153,14 +176,9 @@ def bound_spinning() -> None:
 
 def cells(argv: Sequence[str]) -> list[list[str]]:
     """The override lists that a command line stands for: one, or with `-m` the product of its sweeps."""
-    flags = [arg for arg in argv if arg.startswith("-") and arg not in ("-m", "--multirun")]
-    texts = [arg for arg in argv if not arg.startswith("-") and ("=" in arg or not flags)]  # a flag may have a value
-    try:
-        parsed = OverridesParser.create().parse_overrides(texts)
-    except HydraException as error:
-        raise _readable(error, texts) from error
+    parsed = _parsed(argv)
     if not {"-m", "--multirun"} & set(argv):
-        return [texts]
+        return [[str(override.input_line) for override in parsed]]
     choices = [
         [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
         if override.is_sweep_override()
@@ -168,6 +186,52 @@ def cells(argv: Sequence[str]) -> list[list[str]]:
         for override in parsed
     ]
     return [list(cell) for cell in itertools.product(*choices)]
+
+
+def swept_by(argv: Sequence[str]) -> list[str] | None:
+    """The settings that a sweep goes over; None for a command line without `-m`. Raises ConfigError for those that its
+    launcher needs before there are cells."""
+    if not {"-m", "--multirun"} & set(argv):
+        return None
+    swept = [override for override in _parsed(argv) if override.is_sweep_override()]
+    for override in swept:
+        key, _, values = str(override.input_line).partition("=")
+        if key.startswith(("slurm", "hydra")):
+            raise ConfigError(key, values, "must be one value for all cells of a sweep")
+    return [override.get_key_element() for override in swept]
+
+
+def name_of_cell(swept: Sequence[str]) -> str:
+    """What tells the running cell of a sweep from the others: surrogate.alpha=0.1 seed=2."""
+    overrides = [str(text) for text in HydraConfig.get().overrides.task]
+    return " ".join(text for text in overrides if text.partition("=")[0] in swept) or "the run"
+
+
+def prepare_launcher(name: str, overrides: Sequence[str]) -> str:
+    """Checks the settings of a sweep's launcher; its class. Raises ConfigError, PspoError where it cannot work here."""
+    with hydra.initialize_config_dir(config_dir=str(_root(name)), version_base="1.3"):
+        hydra_cfg = hydra.compose(name, overrides=list(overrides), return_hydra_config=True).hydra
+    try:
+        settings: Any = OmegaConf.to_container(hydra_cfg.launcher, resolve=True)
+    except OmegaConfBaseException as error:
+        cause = error.__cause__ or error.__context__
+        if isinstance(cause, ConfigError):
+            raise cause from error
+        launcher = hydra_cfg.runtime.choices["hydra/launcher"]
+        raise ConfigError("hydra/launcher", launcher, f"is not for this program: {_one_line(error)}") from error
+    kind = str(settings["_target_"]).rpartition(".")[2]
+    if kind == "SlurmLauncher":
+        sweeps.watch_queue(settings["submitit_folder"].replace("%j", "<job>"))
+    return kind
+
+
+def _parsed(argv: Sequence[str]) -> list[Override]:
+    flags = [arg for arg in argv if arg.startswith("-") and arg not in ("-m", "--multirun")]
+    texts = [arg for arg in argv if not arg.startswith("-") and ("=" in arg or not flags)]  # a flag may have a value
+    try:
+        return OverridesParser.create().parse_overrides(texts)
+    except HydraException as error:
+        raise _readable(error, texts) from error
 
 
 def _root(name: str) -> Path:
@@ -204,11 +268,10 @@ def _first(error: ValidationError, values: Any) -> ConfigError:
 
 def _readable(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Hydra's and OmegaConf's complaints, which take several lines, as one."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines)
+    text = _one_line(error)
     missing = re.search(r"Key '([^']+)' is not in struct.*?full_key: (\S+)", text)
     if missing is None and error.__cause__ is not None:
-        missing = re.search(r"Key '([^']+)' is not in struct.*?full_key: (\S+)", " ".join(str(error.__cause__).split()))
+        missing = re.search(r"Key '([^']+)' is not in struct.*?full_key: (\S+)", _one_line(error.__cause__))
     if missing:
         setting, value = missing.group(2), ""
         for override in overrides:  # Hydra names the first unknown part; show the whole setting as it was typed
@@ -221,10 +284,14 @@ def _readable(error: Exception, overrides: Sequence[str]) -> ConfigError:
     unset = re.search(r"Missing mandatory value: (\S+)", text)
     if unset:
         return ConfigError(unset.group(1), "???", "has no value")
-    unknown = re.search(r"Could not find '([^/']+)/([^']*)'", text)
+    unknown = re.search(r"Could not find '(hydra/[^/']+|[^/']+)/([^']*)'", text)
     if unknown:
         allowed = sorted(path.stem for path in (CONF / unknown.group(1)).glob("*.yaml"))
         return ConfigError(
             unknown.group(1), unknown.group(2), f"must be one of {', '.join(allowed) or '(no such group)'}"
         )
     return ConfigError("command line", " ".join(overrides) or "(none)", text)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

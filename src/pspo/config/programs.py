@@ -188,8 +188,12 @@ class StudyConfig:
     tracking: Literal["online", "offline", "none"]
     cell: Whole | None
     """Run this one cell alone, by its number in the study; null: all."""
-    start_only: Flag
-    """Make and evaluate what the cells start from, and stop."""
+    submission: Text | None
+    """The SLURM submission whose numbers of cells `cell` means; null: the study's as it is now."""
+    only: Literal["start", "benchmarks", "tables"] | None
+    """Stop after what the cells start from; or only evaluate complete runs on the benchmarks; or only make the tables."""
+    retry_failed: Flag
+    """Submit runs that have failed by themselves as well."""
     slurm: Slurm
     overrides: tuple[str, ...]
     """Train settings added to every cell, as on the command line of pspo.train."""

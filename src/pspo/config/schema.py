@@ -389,6 +389,8 @@ class Tracking:
     project: str
     group: str | None
     tags: tuple[str, ...]
+    timeout: Positive
+    """Seconds that a run waits for W&B's server at its start, and at its end; after them it goes on without."""
     progress: Flag
 
 

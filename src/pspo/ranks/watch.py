@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 from pspo.errors import PspoError
 from pspo.ranks.place import Place
+from pspo.stopping import AGAIN, Stopped
 
-STOPPED = 76  # exit status where the watch ends a process: no AGAIN (pspo.stopping), the cause may be an error
+STOPPED = 76  # exit status where the watch ends a process: not AGAIN, the cause may be an error
+TOLD = "was told to stop"  # the cause was none
 BEAT_S = 0.5  # between two looks at the store
 GRACE_S = 3.0  # from hearing of another rank's failure to the exit, where this rank raises nothing by itself
 CLOSING_S = 60.0  # the same where it has raised, and closes its parts
@@ -112,7 +114,8 @@ class Watch:
         if self._broken and _until(lambda: self.failure is not None, GRACE_S):  # a collective that broke off?
             self._claim("")
             raise PeerError(f'{self.failure}; rank {self.rank} was in "{what}"') from error
-        self._claim(text if text.startswith("rank ") else f'rank {self.rank} failed in "{what}": {text}')
+        does = TOLD if isinstance(error, Stopped) else "failed"
+        self._claim(text if text.startswith("rank ") else f'rank {self.rank} {does} in "{what}": {text}')
 
     def _claim(self, text: str) -> None:
         """This rank ends, and the run too if there is a text and no other rank was first."""
@@ -196,7 +199,7 @@ class Watch:
             sys.stdout.flush()
             self._claim(text)
         finally:
-            os._exit(STOPPED)
+            os._exit(AGAIN if TOLD in text else STOPPED)
 
 
 def _until(done: Callable[[], bool], seconds: float) -> bool:

@@ -1,0 +1,207 @@
+"""Checkpoints: everything that the next step of a run depends on, complete or absent.
+
+    checkpoints/step-N/
+      config.json, model.safetensors, tokenizer ...   the policy; AutoModelForCausalLM.from_pretrained loads it
+      state/*.safetensors    tensors that only training needs: optimiser, adapters, generators; each rank's shard
+      manifest.json          the step, what the run remembers, and size and SHA-256 of every file
+
+A checkpoint is written beside its place, flushed, and renamed. Before it is loaded every file is compared with the
+manifest. State is read by torch.distributed.checkpoint, which deals shards of N ranks out to M; nothing is pickled.
+Checkpoints are taken between two steps, where there is no batch under way, no inner pass begun, and every seed follows
+from the number of the step. Imports: torch, safetensors, the rooms of files and ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from pspo.errors import PspoError
+from pspo.files import publish, set_aside
+from pspo.ranks import Ranks
+
+FORMAT = 1
+STATE, MANIFEST = "state", "manifest.json"
+UNWRITABLE = (OSError, SafetensorError, CheckpointException)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that has been verified: `memory` is what the run noted beside the tensors."""
+
+    step: int
+    path: Path
+    memory: dict[str, Any]
+
+
+class Checkpoints:
+    """Those of one run, in `directory`, which it holds. Every rank calls every method."""
+
+    def __init__(self, directory: Path, ranks: Ranks) -> None:
+        self.directory, self.ranks = directory, ranks
+
+    def at(self, step: int) -> Path:
+        return self.directory / f"step-{step}"
+
+    def steps(self) -> list[int]:
+        """Of those that are there, whole or damaged."""
+        found = (re.fullmatch(r"step-(\d+)", path.name) for path in self.directory.glob("step-*"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def save(
+        self, step: int, policy: Callable[[Path], None], state: Mapping[str, Tensor], memory: Mapping[str, Any]
+    ) -> None:
+        """Writes step-N. `policy(directory)` writes the policy's files; the first rank alone calls it.
+
+        Raises PspoError where it cannot be written; what was there before is as it was.
+        """
+        what, target = f"writing step-{step}", self.at(step)
+        fresh = target.with_name(f".{target.name}.writing")
+
+        def begin() -> None:
+            shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
+            (fresh / STATE).mkdir(parents=True)
+            policy(fresh)
+
+        def end() -> None:
+            manifest = {"format": FORMAT, "step": step, "memory": memory, "files": dict(sorted(sums.items()))}
+            (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+            publish(fresh, target)
+
+        try:
+            self.ranks.from_first(begin, what)
+            self.ranks.together(lambda: _write_tensors(fresh / STATE, state, self.ranks), what)
+            files = self.ranks.from_first(lambda: _files_of(fresh), what)
+            mine = {name: _sum_of(fresh / name) for name in self.ranks.share(files)}
+            sums = {name: entry for share in self.ranks.gather(mine, what) for name, entry in share.items()}
+            self.ranks.from_first(end, what)
+        except UNWRITABLE as error:
+            before = [f"step-{other}" for other in self.steps() if other != step][-1:]
+            goes_on = f"the same command goes on from {before[0]}" if before else "nothing was saved before it"
+            raise PspoError(f"{target} cannot be written: {' '.join(str(error).split())[:500]}; {goes_on}") from error
+        finally:
+            if self.ranks.first:
+                shutil.rmtree(fresh, ignore_errors=True)
+
+    def newest(self) -> Saved | None:
+        """The newest that is whole and holds a state; None where there is none. Says which it skips, and why."""
+        for step in reversed(self.ranks.from_first(self._tidied, "looking for checkpoints")):
+            saved = self._verified(step)
+            if isinstance(saved, Saved):
+                return saved
+            if self.ranks.first:
+                print(f"pspo: {self.at(step)} is skipped: {saved}", file=sys.stderr, flush=True)
+        return None
+
+    def _tidied(self) -> list[int]:
+        for left in self.directory.glob(".step-*"):  # by a process that was killed while it wrote or removed
+            shutil.rmtree(left, ignore_errors=True)
+        return self.steps()
+
+    def _verified(self, step: int) -> Saved | str:
+        """The checkpoint, or what is wrong with it."""
+        path = self.at(step)
+
+        def read() -> dict[str, Any] | str:
+            try:
+                manifest = json.loads((path / MANIFEST).read_text())
+                if (manifest["format"], manifest["step"]) != (FORMAT, step):
+                    return f"its {MANIFEST} is of another format or step"
+                if not (path / STATE).is_dir():
+                    return "it holds a policy alone"
+                return {"memory": dict(manifest["memory"]), "files": dict(manifest["files"])}
+            except UNREADABLE as error:
+                return f"its {MANIFEST} cannot be read ({error})"
+
+        manifest = self.ranks.from_first(read, f"reading step-{step}")
+        if isinstance(manifest, str):
+            return manifest
+        mine = [_damage(path / name, entry) for name, entry in self.ranks.share(sorted(manifest["files"].items()))]
+        found = [text for share in self.ranks.gather(mine, f"verifying step-{step}") for text in share if text]
+        return found[0] if found else Saved(step, path, manifest["memory"])
+
+    def read(self, saved: Saved, into: Callable[[str, torch.Size, torch.dtype], Tensor | None]) -> dict[str, Tensor]:
+        """The state's tensors. `into(name, shape, dtype)` gives the tensor that one is read into, a sharded one for
+        this rank's part, or None for one that this rank does not need."""
+        folder = str(saved.path / STATE)
+        with _quiet():
+            reader = dcp.HuggingFaceStorageReader(folder)
+            known: Mapping[str, Any] = reader.read_metadata().state_dict_metadata
+            wanted = {name: into(name, about.size, about.properties.dtype) for name, about in known.items()}
+            tensors = {name: tensor for name, tensor in wanted.items() if tensor is not None}
+            with self.ranks.expecting(f"reading the state of step-{saved.step}"):
+                dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(folder), no_dist=self.ranks.size == 1)
+        return tensors
+
+    def prune(self, keep: int, best: int) -> None:
+        """Lets go of all but the newest `keep` and the best; of an older best the state goes."""
+        if self.ranks.first:
+            newest = self.steps()[-keep:]
+            for step in set(self.steps()) - {*newest, best}:
+                shutil.rmtree(set_aside(self.at(step)), ignore_errors=True)
+            if best not in newest:
+                self._strip(best)
+
+    def strip(self) -> None:
+        """Of a complete run: removes what only training needs."""
+        if self.ranks.first:
+            for step in self.steps():
+                self._strip(step)
+
+    def _strip(self, step: int) -> None:
+        if (state := self.at(step) / STATE).is_dir():
+            hidden = state.rename(self.directory / f".step-{step}.{STATE}")
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
+    if ranks.size == 1:  # the same format; DCP takes far longer over many small tensors than the disk does
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors")
+        return
+    with _quiet():
+        dcp.save(dict(tensors), storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+
+
+def _files_of(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _sum_of(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _damage(path: Path, expected: Mapping[str, Any]) -> str:
+    """What is wrong with a file; "" where nothing is."""
+    name = f"{path.parent.name}/{path.name}" if path.parent.name == STATE else path.name
+    try:
+        found = _sum_of(path)
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+    if found["bytes"] != expected["bytes"]:
+        return f"{name} has {found['bytes']} bytes instead of {expected['bytes']}"
+    return "" if found == expected else f"{name} is not what was written: its SHA-256 differs"
+
+
+class _quiet(warnings.catch_warnings):
+    """DCP warns of every single process."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -1,0 +1,201 @@
+"""W&B's view of a run: one W&B run however often it was started, and no step in it twice.
+
+W&B drops or renumbers a step that it has already, so none is sent twice. Online the server says how far it has come,
+and what it lacks is sent from metrics.jsonl first. Offline, where nobody can be asked, a start replaces what earlier
+starts left for `wandb sync` by one directory that begins where the server is known to be. What W&B does never ends or
+stalls a run: where it fails, one line says so, and metrics.jsonl has what `python -m pspo.tracking.sync` uploads later.
+
+Imports: wandb, inside the functions, and only where a run asks for it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any, Literal
+
+from pspo.config import TrainConfig, to_yaml
+from pspo.errors import PspoError
+from pspo.stopping import Stopped
+from pspo.tracking.wandb_files import Sent, clear, remember, run_id
+
+Mode = Literal["online", "offline"]
+
+
+class Lost(Exception):
+    """W&B is not to be had; the message says why, in one line."""
+
+
+class Mirror:
+    """W&B beside a run that goes on without it where it has to: nothing here raises but for a damaged wandb.json."""
+
+    def __init__(self, run_dir: Path, cfg: TrainConfig, mode: Mode) -> None:
+        run_id(run_dir)  # written before W&B hears of it
+        self._dir, self._cfg, self._mode = run_dir, cfg, mode
+        self._run: WandbRun | None = None
+
+    def begin(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Connects, and sends what W&B lacks of `lines`, which are on record."""
+
+        def start() -> None:
+            with _failures():
+                sent = clear(self._dir, self._cfg)
+            timeout = self._cfg.tracking.timeout
+            try:
+                self._run = WandbRun(self._dir, self._cfg, self._mode, self._dir, (timeout, timeout), sent + 1)
+            except Lost:
+                clear(self._dir, self._cfg)  # no step is in what it has begun
+                raise
+            for line in lines:
+                self._run.log(line)
+
+        self._or_without(start)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        if (run := self._run) is not None:
+            self._or_without(lambda: run.log(line))
+
+    def finish(self, kind: type[BaseException] | None) -> None:
+        """`kind` is what ended the run, if something did."""
+        if (run := self._run) is not None:
+            preempted = kind is not None and issubclass(kind, Stopped)
+            self._or_without(lambda: run.finish(int(kind is not None), preempted))
+
+    def _or_without(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Lost as error:
+            self._run = None
+            later = "the run does without it; metrics.jsonl has every step, and `make wandb-sync` uploads it later"
+            print(f"pspo: W&B: {error}; {later}", file=sys.stderr, flush=True)
+
+
+class WandbRun:
+    """A W&B run of this process. Raises Lost; after that, and after `finish`, nothing of W&B is left in the process.
+
+    where     gets W&B's own files
+    timeouts  seconds to wait for its server, at the start and at the end
+    first     the first step to send where the server cannot be asked (offline)
+    """
+
+    def __init__(
+        self, run_dir: Path, cfg: TrainConfig, mode: Mode, where: Path, timeouts: tuple[float, float], first: int = 0
+    ) -> None:
+        import wandb
+
+        self._dir, self._cfg, self._mode = run_dir, cfg, mode
+        set_up(log_in=mode == "online")
+        with _failures(), _quiet():
+            # `resume` offline would let `wandb sync` renumber the steps.
+            resume = "allow" if mode == "online" else None
+            settings = _settings(*timeouts)
+            self._run = wandb.init(**_about(run_dir, cfg), resume=resume, mode=mode, dir=str(where), settings=settings)
+        self.first = first if mode == "offline" else int(self._run.starting_step)
+        self.last = self.first - 1
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Sends a line of metrics.jsonl, unless W&B has its step."""
+        step = line["step"]
+        if step >= self.first:
+            values = {name: math.nan if value is None else value for name, value in line.items() if name != "step"}
+            with _failures():
+                self._run.log(values, step=step, commit=True)  # else it would wait for the next step
+            self.last = step
+
+    def finish(self, exit_code: int, preempted: bool = False) -> None:
+        """Waits until everything is sent. With 0 the run is whole; `preempted` is shown as such until it goes on."""
+        with _failures():
+            with _quiet() as heard:
+                if preempted:
+                    self._run.mark_preempting()
+                self._run.finish(exit_code=exit_code)
+            if troubles := [line for line in heard.getvalue().splitlines() if "WARNING" in line or "ERROR" in line]:
+                raise Lost(troubles[-1].removeprefix("wandb: "))
+        _teardown()
+        if self._mode == "online":
+            remember(self._dir, self._cfg, Sent(self.last, whole=exit_code == 0))
+
+
+def set_up(log_in: bool, verify: bool = False) -> None:
+    """Readies W&B in this process. Raises Lost without a key, and with `verify` also where the server does not take it
+    or does not answer."""
+    import wandb
+
+    with _failures(), _quiet():
+        # Once for what it prints (warnings stay on: `_quiet` collects them), once for what it asks the server.
+        wandb.setup(wandb.Settings(show_info=False))
+        wandb.setup(wandb.Settings(silent=True))
+        if log_in and not wandb.login(prompt=False, verify=verify):
+            raise Lost("no API key is set up here (`wandb login`, or WANDB_API_KEY)")
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Turns whatever W&B raises into Lost, in one line, and clears it away."""
+    try:
+        yield
+    except PspoError:
+        raise
+    except Exception as error:  # of sockets, of its service, of its own: none is worth a run
+        _teardown()
+        if isinstance(error, Lost):
+            raise
+        lines = str(error).strip().splitlines()
+        raise Lost(f"{type(error).__name__}{': ' if lines else ''}{''.join(lines[-1:])}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[io.StringIO]:
+    """Collects what W&B says on standard error, so that it is said once, by us; other words go on their way."""
+    with redirect_stderr(io.StringIO()) as heard:
+        try:
+            yield heard
+        finally:
+            others = [line for line in heard.getvalue().splitlines(keepends=True) if not line.startswith("wandb: ")]
+    sys.stderr.write("".join(others))
+
+
+def _teardown() -> None:
+    """Ends W&B's service process, so that the .wandb file is whole and nothing of it runs at exit."""
+    import wandb
+
+    with redirect_stderr(io.StringIO()):
+        try:
+            wandb.teardown()
+        except (Exception, SystemExit) as error:  # the service is gone already, or ended with a status of its own
+            print(f"wandb.teardown: {error!r}", file=sys.stderr)
+
+
+def _about(run_dir: Path, cfg: TrainConfig) -> dict[str, Any]:
+    """What W&B is told of a run."""
+    import yaml
+
+    study = cfg.tracking.group
+    tags = [study, cfg.surrogate.name, cfg.regime or "custom", f"seed={cfg.seed}", *cfg.tracking.tags]
+    return {
+        "id": run_id(run_dir),
+        "project": cfg.tracking.project,
+        "name": run_dir.resolve().name,
+        "group": study,
+        "job_type": "train",
+        "tags": list(dict.fromkeys(tag[:64] for tag in tags if tag)),  # W&B takes no longer ones
+        "config": yaml.safe_load(to_yaml(cfg)),
+    }
+
+
+def _settings(start: float, end: float) -> Any:
+    import wandb
+
+    return wandb.Settings(
+        silent=True,
+        console="off",
+        allow_val_change=True,
+        init_timeout=start,
+        finish_timeout=end,
+        finish_timeout_raises=True,
+        x_transaction_log_flush_interval=1.0,  # s; the file of a killed process has what is older
+    )

@@ -1,0 +1,160 @@
+"""Checkpoints: whole or absent, verified before they are loaded, for any number of ranks."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pspo.checkpoint import Checkpoints
+from pspo.errors import PspoError
+from pspo.ranks import Ranks
+
+STATE = {
+    "optimizer.exp_avg.a": torch.arange(6.0).view(2, 3),
+    "optimizer.step.a": torch.tensor(3.0),
+    "generator.torch.0": torch.get_rng_state(),
+}
+
+
+def policy(directory):
+    save_file({"weight": torch.arange(1000.0)}, directory / "model.safetensors")
+    (directory / "config.json").write_text("{}")
+
+
+def like(name, shape, dtype):
+    return torch.empty(shape, dtype=dtype)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints", Ranks())
+
+
+@pytest.fixture
+def three(checkpoints):
+    """Of steps 1 to 3."""
+    for step in (1, 2, 3):
+        checkpoints.save(step, policy, STATE, {"validated": {"0": step / 10}})
+    return checkpoints
+
+
+def test_what_was_saved_is_read_back(three):
+    saved = three.newest()
+    assert (saved.step, saved.memory) == (3, {"validated": {"0": 0.3}})
+    state = three.read(saved, like)
+    assert state.keys() == STATE.keys()
+    assert all(torch.equal(state[name], STATE[name]) and state[name].dtype == STATE[name].dtype for name in STATE)
+    assert three.read(saved, lambda name, *_: like(name, *_) if "step" in name else None).keys() == {"optimizer.step.a"}
+
+
+def test_nothing_is_pickled_and_every_file_is_in_the_manifest(three):
+    files = {p.relative_to(three.at(3)).as_posix() for p in three.at(3).rglob("*") if p.is_file()}
+    assert files == {"config.json", "model.safetensors", "state/state.safetensors", "manifest.json"}
+    manifest = json.loads((three.at(3) / "manifest.json").read_text())
+    assert manifest["files"].keys() == files - {"manifest.json"}
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda d: flip(d / "model.safetensors"), "model.safetensors is not what was written: its SHA-256 differs"),
+        (lambda d: flip(d / "state/state.safetensors"), "state/state.safetensors is not what was written"),
+        (lambda d: os.truncate(d / "model.safetensors", 100), "model.safetensors has 100 bytes instead of "),
+        (lambda d: (d / "config.json").unlink(), "config.json cannot be read (No such file"),
+        (lambda d: (d / "manifest.json").unlink(), "its manifest.json cannot be read"),
+        (lambda d: (d / "manifest.json").write_text('{"step": 3, '), "its manifest.json cannot be read"),
+        (lambda d: (d / "manifest.json").write_text('{"format": 99, "step": 3}'), "of another format or step"),
+        (lambda d: (d / "manifest.json").write_text("[]"), "its manifest.json cannot be read"),
+        (lambda d: shutil.rmtree(d / "state"), "it holds a policy alone"),
+    ],
+)
+def test_a_damaged_one_is_named_and_skipped_for_the_one_before(three, capsys, damage, said):
+    damage(three.at(3))
+    assert three.newest().step == 2
+    told = capsys.readouterr().err
+    assert f"{three.at(3)} is skipped: " in told and said in told and told.count("\n") == 1
+    three.save(3, policy, STATE, {})  # it makes way for a whole one
+    assert three.newest().step == 3
+
+
+def test_where_all_are_damaged_there_is_none(three):
+    for step in three.steps():
+        flip(three.at(step) / "model.safetensors")
+    assert three.newest() is None
+
+
+@pytest.mark.parametrize("left", [".step-4.writing", ".step-2.old-77", ".step-1.state"])
+def test_what_a_killed_process_left_is_cleared_away(three, left):
+    (three.directory / left).mkdir()
+    (three.directory / left / "model.safetensors").write_bytes(b"half")
+    assert three.newest().step == 3
+    assert sorted(p.name for p in three.directory.iterdir()) == ["step-1", "step-2", "step-3"]
+
+
+def test_the_newest_and_the_best_are_kept_and_an_older_best_as_a_policy_alone(three):
+    three.prune(keep=1, best=1)
+    assert three.steps() == [1, 3]
+    assert not (three.at(1) / "state").exists() and (three.at(1) / "model.safetensors").exists()
+    assert three.newest().step == 3
+    three.strip()
+    assert not (three.at(3) / "state").exists()
+    assert sorted(p.name for p in three.directory.iterdir()) == ["step-1", "step-3"]
+
+
+def test_a_full_disk_leaves_what_was_there_and_says_where_the_run_goes_on(three):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # writing past it fails as on a full disk
+    try:
+        with pytest.raises(PspoError, match=r"step-4 cannot be written: .*; the same command goes on from step-3"):
+            three.save(4, policy, STATE, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(p.name for p in three.directory.iterdir()) == ["step-1", "step-2", "step-3"]
+    assert three.newest().step == 3
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pspo.checkpoint import Checkpoints
+from pspo.ranks import Ranks
+def policy(directory):
+    (directory / "model.safetensors").write_bytes(b"x" * 10)
+    os.kill(os.getpid(), signal.SIGKILL)
+Checkpoints(Path(sys.argv[1]), Ranks()).save(4, policy, {}, {})
+"""
+
+
+def test_killed_while_it_writes_it_leaves_no_checkpoint(three):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(three.directory)])
+    assert done.returncode == -signal.SIGKILL
+    assert (three.directory / ".step-4.writing").exists()
+    assert three.steps() == [1, 2, 3] and three.newest().step == 3
+    assert not (three.directory / ".step-4.writing").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before, after", [(1, 2), (2, 1), (2, 3)])
+def test_saved_on_some_ranks_it_is_loaded_on_others_to_the_same_bits(root, tmp_path, before, after):
+    """Weights and optimiser of a sharded policy after two updates, adapters among them."""
+    digests = []
+    for ranks, act in ((before, "save"), (after, "load")):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+        command = [sys.executable, *launch, str(root / "tests/programs/saving.py"), act, str(tmp_path)]
+        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        digests.append([line for line in done.stdout.splitlines() if line.startswith("digest")])
+    assert len(digests[0]) == 2 and digests[0] == digests[1]
