@@ -9,6 +9,9 @@ MAKEFLAGS += --no-builtin-rules
 STUDY ?= main
 # The study's scale: paper where there is a GPU, else cpu.
 SCALE ?= $(if $(shell nvidia-smi -L 2>/dev/null | grep GPU),paper,cpu)
+# make chaos: how many kills, and the seed of their moments.
+N ?= 100
+SEED ?= 0
 # Overrides and options for the program behind a target, e.g. make test ARGS="-k surrogates -x".
 ARGS ?=
 # PYTHON, ENGINE_SET, VLLM_WHEEL and TORCH_INDEX are scripts/setup.sh's, and explained there: given on the command line or
@@ -18,10 +21,10 @@ PY := .venv/bin/python
 # Without vLLM the programs are told so, and a rollout= in ARGS, which comes later, still wins.
 ENGINE = $(if $(filter hf,$(shell cat .venv/pspo-engine 2>/dev/null)),rollout=hf)
 
-.PHONY: help setup reproduce test lint format bench sweep slurm theory report audit docs lock clean distclean need-sbatch
+.PHONY: help setup reproduce test chaos lint format bench sweep slurm slurm-status wandb-sync theory report audit docs lock clean distclean need-sbatch
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  variables: SCALE=cpu|paper STUDY=main JOBS=n ARGS=\"overrides or options\" PYTHON=path ENGINE_SET=cpu|cuda|hf"
 
@@ -32,7 +35,11 @@ reproduce: setup ## the whole study to the tables; runs only what is missing (SC
 	$(PY) experiments/reproduce.py study=$(STUDY) scale=$(SCALE) $(if $(JOBS),jobs=$(JOBS)) $(ENGINE) $(ARGS)
 
 test: setup ## every test that this machine can run, two files at a time (ARGS go to pytest)
+	@scripts/slurm.sh || echo "make test: going on without a cluster" >&2
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+chaos: setup ## N kills of a small run at random moments (N, SEED, ARGS="--jobs 2 --json FILE"); any difference is an error
+	$(PY) experiments/chaos.py $(N) --seed $(SEED) $(ARGS)
 
 lint: setup ## ruff and mypy, changing nothing
 	$(PY) -m ruff check .
@@ -47,14 +54,20 @@ bench: setup ## speed and memory, ours beside a peer's on the same work
 	@$(PY) -m pip install -qq --disable-pip-version-check --no-deps -r requirements/bench.txt
 	@for script in benchmarks/[!_]*.py; do echo "== $$script"; $(PY) "$$script" $(ARGS); done
 
-sweep: setup ## an example of a sweep: three alphas by two seeds (ARGS add overrides)
-	$(PY) -m pspo.train -m surrogate=pspo surrogate.alpha=0.05,0.1,0.2 seed=0,1 $(ENGINE) $(ARGS)
+sweep: setup ## accuracy against PSPO's alpha, drawn; runs only what is missing (SCALE, JOBS, ARGS; docs/sweeps.md)
+	$(PY) experiments/sweep.py study=alpha scale=$(SCALE) $(if $(JOBS),jobs=$(JOBS)) $(ENGINE) $(ARGS)
 
-slurm: need-sbatch setup ## the study as a SLURM job (ARGS go to sbatch)
-	sbatch $(ARGS) slurm/study.sh study=$(STUDY) scale=$(SCALE)
+slurm: need-sbatch setup ## the same as SLURM jobs (ARGS="slurm.partition=gpu"; docs/running-on-slurm.md)
+	$(PY) experiments/reproduce.py study=$(STUDY) scale=$(SCALE) launcher=slurm $(ENGINE) $(ARGS)
+
+slurm-status: setup ## every run of the study by what became of it, and why (STUDY, SCALE, ARGS as for make slurm)
+	$(PY) experiments/status.py study=$(STUDY) scale=$(SCALE) $(ENGINE) $(ARGS)
 
 need-sbatch:
 	@command -v sbatch >/dev/null || { echo "make slurm: there is no sbatch here; run it where jobs are submitted, or use make reproduce" >&2; exit 1; }
+
+wandb-sync: setup ## upload what W&B lacks of the runs below runs/ (ARGS: other runs, or directories of runs)
+	$(PY) -m pspo.tracking.sync $(ARGS)
 
 theory: setup ## the properties that the paper claims, checked numerically
 	$(PY) experiments/theory.py $(ARGS)

@@ -1,7 +1,8 @@
 """Runs tasks side by side, each on a leash (leash.py), and tells a view what happens. Knows nothing of studies.
 
 A task is a command of its own, or a job for a worker: a process that takes one after another (worker.py). A task that
-fails does not stop the others. SIGINT and SIGTERM end every process group and raise KeyboardInterrupt.
+fails does not stop the others. SIGINT and SIGTERM end every process group, which may take time to save what it is at,
+and raise KeyboardInterrupt; a second one does not wait for that.
 Imports the standard library and leash only.
 """
 
@@ -150,16 +151,19 @@ def _outcome(one: _Process, status: int) -> Outcome:
 
 
 def _end(processes: Sequence[_Process]) -> None:
-    """Ends the leashes, which end their groups; one that does not answer in time is killed, and its command with it."""
+    """Ends the leashes, which end their groups; what is left after their time, or a second signal, is killed, and its
+    command with it."""
+    for patience in (leash.grace() + 5, 5):
+        for one in processes:
+            one.popen.terminate()  # a leash that is told twice does not wait
+        deadline = time.monotonic() + patience
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            for one in processes:
+                one.popen.wait(max(0.1, deadline - time.monotonic()))
+            break
     for one in processes:
-        one.popen.terminate()
-    deadline = time.monotonic() + leash.GRACE_S + 5
-    for one in processes:
-        try:
-            one.popen.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            one.popen.kill()
-            one.popen.wait()
+        one.popen.kill()
+        one.popen.wait()
         for stream in (one.popen.stdin, one.popen.stdout):
             if stream is not None:
                 stream.close()
@@ -167,14 +171,18 @@ def _end(processes: Sequence[_Process]) -> None:
 
 @contextlib.contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGINT raise KeyboardInterrupt once; further ones are ignored while the children are ended."""
+    """SIGTERM and SIGINT raise KeyboardInterrupt, and a second time while the children are ended; then no more."""
+    numbers, told = (signal.SIGINT, signal.SIGTERM), []
 
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in numbers:
-            signal.signal(number, signal.SIG_IGN)
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        if len(told) == 1:
+            os.write(2, b"ending what runs, which saves what it is at; once more to quit now\n")
+        else:
+            for number in numbers:
+                signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield

@@ -18,7 +18,12 @@ import time
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 GRACE_S = 10.0
-"""Between asking a group to end and killing it: enough for an engine to shut down."""
+"""Between asking a group to end and killing it: enough for a small step, its checkpoint, and an engine to shut down."""
+
+
+def grace() -> float:
+    """PSPO_GRACE_S, for larger steps, or GRACE_S."""
+    return float(os.environ.get("PSPO_GRACE_S", GRACE_S))
 
 
 def main() -> int:
@@ -34,17 +39,18 @@ def main() -> int:
     child = subprocess.Popen(command, process_group=0, preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
     while child.poll() is None and not asked:
         time.sleep(0.05)
-    end_group(child)
+    end_group(child, asked)
     status = 128 + asked[0] if asked else child.returncode
     return status if status >= 0 else 128 - status
 
 
-def end_group(child: subprocess.Popen[bytes]) -> None:
-    """Ends what is left of the child's process group: it is asked first, and killed after GRACE_S."""
+def end_group(child: subprocess.Popen[bytes], asked: list[int]) -> None:
+    """Ends what is left of the child's process group: it is asked first, and killed after `grace`, or when this process
+    is asked a second time."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_S
-        while time.monotonic() < deadline:
+        deadline = time.monotonic() + grace()
+        while time.monotonic() < deadline and len(asked) < 2:
             reap(child)
             os.killpg(child.pid, 0)  # the group is there for as long as any member is
             time.sleep(0.05)

@@ -2,6 +2,7 @@
 
     what the cells start from: made (pspo.sft) and evaluated (eval/evaluate.py) where that is missing
     every cell without DONE:   python -m pspo.train <its overrides>, `jobs` at a time, log in <runs>/logs/
+    the study's benchmarks:    eval/evaluate.py on each complete run's last and best policy (benchmarking.py)
     the audit of the grader:   audit.py, where the study is complete
     tables, figures, report:   page.py; the table's path is the last line of the output
 
@@ -18,12 +19,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import changes
 import slurm
+from benchmarking import benchmark_tasks
 from driver import Outcome, Task, run_tasks
 from progress import Progress
 from pspo.config import EvalConfig, SftConfig, StudyConfig, compose, program, warm_start_dir
 from pspo.errors import ConfigError, PspoError
-from studies import Cell, cells_of, load_study, override
+from studies import Cell, Study, cells_of, group_of, load_study, override, threads
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,17 +43,21 @@ def main(cfg: StudyConfig) -> None:
 def reproduce(cfg: StudyConfig) -> None:
     study = load_study(cfg.study)
     cells = cells_of(study, cfg)
+    chosen = cells if cfg.cell is None else [one_cell(cells, cfg)]
+    benchmark_tasks(cells, study, cfg, whether_complete=True)  # what cannot be is told before hours of training
+    lock = Path(cfg.runs) / f".study-{cfg.study}.lock"
     if cfg.launcher == "slurm":
-        slurm.submit(cfg, cells, prepare=bool(start_tasks(cells, cfg)))
+        with alone(lock, wait=False):
+            changes.tell(cfg, cells)
+            slurm.submit(cfg, study, cells, bool(start_tasks(chosen, cfg)), bool(evaluation_tasks(chosen, cfg)))
         return
-    if cfg.cell is not None:
-        if cfg.cell >= len(cells):
-            last = len(cells) - 1
-            raise ConfigError("cell", cfg.cell, f"study {cfg.study} has cells 0 to {last} at scale={cfg.scale}")
-        cells = [cells[cfg.cell]]
-    whole = cfg.cell is None and not cfg.start_only
-    with alone(Path(cfg.runs) / f".study-{cfg.study}.lock", wait=False) if whole else contextlib.nullcontext():
-        failures = run_missing(cells, cfg)
+    whole = cfg.cell is None and cfg.only in (None, "tables")
+    with alone(lock, wait=False) if whole else contextlib.nullcontext():
+        if whole:
+            changes.tell(cfg, cells)
+        failures = run_missing(chosen, cfg) if cfg.only in (None, "start") else []
+        if cfg.only in (None, "benchmarks"):
+            failures += run_benchmarks(chosen, study, cfg)
         if whole:
             from page import rebuild  # matplotlib and scipy come with it: a wrong setting is told before
 
@@ -63,13 +70,34 @@ def reproduce(cfg: StudyConfig) -> None:
         sys.exit(1)
 
 
+def one_cell(cells: Sequence[Cell], cfg: StudyConfig) -> Cell:
+    """The cell that `cfg.cell` names: by its number in a submission, where there is one, else in the study as it is.
+
+    Raises PspoError where the study was edited since, and has that run no more; ConfigError for a number it has not.
+    """
+    assert cfg.cell is not None
+    if cfg.submission is not None:
+        run = slurm.Ledger(cfg.runs, cfg.study).run_of(cfg.submission, cfg.cell)
+        for cell in cells:
+            if cell.run_dir.name == run:
+                return cell
+        raise PspoError(
+            f"study {cfg.study} was changed since this job was submitted and has no run {run} any more: nothing was "
+            f"run, nothing is lost; submit the study as it is now (make slurm STUDY={cfg.study} SCALE={cfg.scale})"
+        )
+    if cfg.cell >= len(cells):
+        last = len(cells) - 1
+        raise ConfigError("cell", cfg.cell, f"study {cfg.study} has cells 0 to {last} at scale={cfg.scale}")
+    return cells[cfg.cell]
+
+
 def run_missing(cells: Sequence[Cell], cfg: StudyConfig) -> list[Outcome]:
     """Makes what the cells start from, then runs those that are not complete; returns the failures."""
     with alone(Path(cfg.models) / f".start-{cfg.study}.lock", wait=True):
         run_or_stop(start_tasks(cells, cfg), cfg)
         # Beside the first cells it would be quicker, but then each job of an array would evaluate it.
         run_or_stop(evaluation_tasks(cells, cfg), cfg)
-    if cfg.start_only:
+    if cfg.only == "start":
         return []
     missing = [cell for cell in cells if not cell.complete]
     if not missing:
@@ -79,6 +107,15 @@ def run_missing(cells: Sequence[Cell], cfg: StudyConfig) -> list[Outcome]:
     with Progress(len(cells), len(cells) - len(missing), cfg.jobs) as view:
         outcomes = run_tasks([cell_task(cell, cfg) for cell in missing], cfg.jobs, view)
     return [outcome for outcome in outcomes if outcome.error]
+
+
+def run_benchmarks(cells: Sequence[Cell], study: Study, cfg: StudyConfig) -> list[Outcome]:
+    """Evaluates complete runs on the study's benchmarks, where that is missing; returns the failures."""
+    tasks = benchmark_tasks(cells, study, cfg)
+    if not tasks:
+        return []
+    with Progress(len(tasks), 0, cfg.jobs) as view:
+        return [outcome for outcome in run_tasks(tasks, cfg.jobs, view) if outcome.error]
 
 
 def audit_grades(cells: Sequence[Cell], cfg: StudyConfig) -> None:
@@ -172,16 +209,6 @@ def evaluation_tasks(cells: Sequence[Cell], cfg: StudyConfig) -> list[Task]:
             environment=threads(cfg),
         )
     return list(tasks.values())
-
-
-def threads(cfg: StudyConfig) -> dict[str, str]:
-    """One thread a process on a CPU: `jobs` processes use the cores better than threads do (docs/small-world.md)."""
-    return {"OMP_NUM_THREADS": "1"} if cfg.scale == "cpu" else {}
-
-
-def group_of(text: str) -> str:
-    """The setting's first part: model for model=tiny and model.arch.layers=2."""
-    return text.partition("=")[0].lstrip("+~").partition(".")[0]
 
 
 @contextlib.contextmanager

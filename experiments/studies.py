@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -54,12 +54,17 @@ class Scale:
     """For every cell."""
     also: tuple[Also, ...] = ()
     """Applied last, in order."""
+    benchmarks: dict[str, Overrides] = field(default_factory=dict)
+    """What the trained policies are evaluated on besides their own test part: settings of eval/evaluate.py."""
 
     def __post_init__(self) -> None:
         check_overrides("overrides", self.overrides)
-        for group in ("models", "data", "regimes"):
+        for group in ("models", "data", "regimes", "benchmarks"):
             for name, overrides in getattr(self, group).items():
                 check_overrides(f"{group}.{name}", overrides)
+        for name in self.benchmarks:
+            if not re.fullmatch(r"[\w-]+", name):
+                raise ConfigError("benchmarks", repr(name), "it names a file: letters, digits, _ and - only")
         for also in self.also:
             for kind, group in (("model", "models"), ("data", "data"), ("regime", "regimes")):
                 name = getattr(also, kind)
@@ -211,6 +216,16 @@ def override(key: str, value: str) -> str:
     if re.fullmatch(r"[\w./-]+", value):
         return f"{key}={value}"
     return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
+
+
+def group_of(text: str) -> str:
+    """The setting's first part: model for model=tiny and model.arch.layers=2."""
+    return text.partition("=")[0].lstrip("+~").partition(".")[0]
+
+
+def threads(cfg: StudyConfig) -> dict[str, str]:
+    """One thread a process on a CPU: `jobs` processes use the cores better than threads do (docs/small-world.md)."""
+    return {"OMP_NUM_THREADS": "1"} if cfg.scale == "cpu" else {}
 
 
 def check_overrides(where: str, overrides: Overrides) -> None:

@@ -52,8 +52,10 @@ def test_every_benchmark_composes(name):
 
 def test_every_top_file_belongs_to_a_program_or_is_shared():
     tops = [*CONF.glob("*.yaml"), *CONF.glob("study/*.yaml")]
+    launchers = list(CONF.glob("hydra/launcher/*.yaml"))  # tests/test_sweeps.py
     assert {path.stem for path in tops} == {*PROGRAMS, "quiet"}
-    assert len(list(CONF.rglob("*.yaml"))) == len(tops) + sum(map(len, GROUPS.values()))  # nothing is left out
+    every = len(tops) + len(launchers) + sum(map(len, GROUPS.values()))
+    assert len(list(CONF.rglob("*.yaml"))) == every  # nothing is left out
     for name, schema in PROGRAMS.items():
         compose(name, schema, ["checkpoint=x"] if name == "eval" else [])
 

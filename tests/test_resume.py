@@ -242,7 +242,7 @@ def command(checkpoint, run_dir, ranks, *overrides):
 
 FULL_DISK = """
 import resource, runpy, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (AT_MOST, resource.RLIM_INFINITY))
 sys.argv[0] = "train"
 runpy.run_module("pspo.train", run_name="__main__")
 """
@@ -257,7 +257,7 @@ def test_on_a_full_disk_it_stops_with_one_line_and_loses_nothing(start, checkpoi
     assert limit < weights
     [_, _, *arguments] = command(checkpoint, tmp_path / "b", 1, "saving.every=2")
     for bytes_, said in ((weights - 1000, "step-2 cannot be written: "), (None, "")):
-        program = FULL_DISK.replace("LIMIT", str(bytes_ or -1))
+        program = FULL_DISK.replace("AT_MOST", str(bytes_ or -1))
         done = subprocess.run(
             [sys.executable, "-c", program, *arguments[1:]], cwd=root, capture_output=True, text=True, env=ENV
         )

@@ -123,7 +123,7 @@ SECTIONS: dict[str, list[Metric]] = {
         Metric("eval/validation_truncated_share", "share", "Validation completions cut at the token limit."),
     ],
     "Time and speed": [
-        Metric("time/step_s", "s", "The whole step by the clock on the wall, less time/eval_s and time/save_s."),
+        Metric("time/step_s", "s", "The whole step by the clock on the wall, less time/eval_s."),
         Metric("time/rollout_s", "s", "Sampling the step's completions."),
         Metric(
             "time/grade_s",
@@ -136,7 +136,7 @@ SECTIONS: dict[str, list[Metric]] = {
         Metric("time/sync_s", "s", "Loading the new weights into the sampler."),
         Metric("time/other_s", "s", "The rest of time/step_s: prompts, advantages, batches, bookkeeping."),
         Metric("time/eval_s", "s", "Evaluation on the validation part, at evaluation steps."),
-        Metric("time/save_s", "s", "Writing checkpoints."),
+        Metric("time/save_s", "s", "Writing the checkpoint of the step before, which follows that step's line."),
         Metric("speed/rollout_tokens_per_s", "tokens/s", "Completion tokens sampled per second of time/rollout_s."),
         Metric(
             "speed/learn_tokens_per_s",

@@ -125,6 +125,48 @@ def test_a_signal_ends_every_process_and_the_driver_with_130(
     assert all(gone(pid) for pid in pids)
 
 
+SAVING = """
+import pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path(sys.argv[1] + ".asked").touch()
+    time.sleep({seconds})
+    pathlib.Path(sys.argv[1] + ".saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(sys.argv[1] + ".ready").touch()
+time.sleep(600)
+"""
+ONE = """
+import sys; sys.path.insert(0, {experiments!r})
+from pathlib import Path
+from driver import Task, run_tasks
+from progress import Progress
+try:
+    task = Task("a", (sys.executable, "-c", {code!r}, {file!r}), Path({file!r} + ".log"), Path("x"))
+    run_tasks([task], 1, Progress(1, 0, 1))
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("signals, saved", [(1, True), (2, False)])
+def test_once_it_waits_for_what_is_being_saved_and_twice_it_does_not(tmp_path: Path, signals: int, saved: bool) -> None:
+    file = str(tmp_path / "a")
+    code = ONE.format(experiments=str(EXPERIMENTS), code=SAVING.format(seconds=12), file=file)
+    driver = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PSPO_GRACE_S": "60"})
+    for _ in range(signals):
+        awaited = tmp_path / ("a.asked" if _ else "a.ready")
+        deadline = time.monotonic() + 60
+        while not awaited.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        driver.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    assert driver.wait(60) == 130
+    assert (tmp_path / "a.saved").exists() == saved
+    assert saved or time.monotonic() - started < 11
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
 def test_nothing_outlives_a_driver_that_is_killed(
     driving: Callable[[], tuple[subprocess.Popen[bytes], list[int]]],

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import changes
 import reproduce
-import slurm
+from benchmarking import benchmark_tasks
 from driver import Task
+from jobs.ledger import Ledger
 from progress import Progress, last_metrics
 from pspo.config import EvalConfig, SftConfig, StudyConfig, TrainConfig, compose, run_dir_of, warm_start_dir
 from pspo.errors import PspoError
@@ -147,52 +149,64 @@ def test_one_driver_at_a_time(smoke: tuple[StudyConfig, list[Cell]]) -> None:
         pass
 
 
-def test_slurm_gets_a_start_an_array_of_what_is_missing_and_a_report(
-    smoke: tuple[StudyConfig, list[Cell]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_edited_study_is_told_and_its_old_runs_stay(
+    smoke: tuple[StudyConfig, list[Cell]], study_config: Callable[..., StudyConfig], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """sbatch is a script that keeps its arguments; a real cluster is another test's."""
     cfg, cells = smoke
-    finish(cells[1:2])
-    kept = tmp_path / "kept"
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text(f'#!/bin/sh\necho "$@" >>{kept}\nwc -l <{kept}\n')
-    sbatch.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{sbatch.parent}:{os.environ['PATH']}")
-    slurm.submit(cfg, cells, prepare=True)
-    start, array, report = kept.read_text().splitlines()
-    assert start.endswith("start_only=true") and "--array" not in start
-    assert "--array=0,2,3 --dependency=afterok:1" in array
-    assert "--dependency=afterany:2" in report and "study.sh report study=smoke" in report
-    again = compose("study", StudyConfig, slurm.arguments_of(cfg))
-    assert again == cfg
+    changes.tell(cfg, cells)
+    changes.tell(cfg, cells)
+    assert capfd.readouterr().err == ""  # nothing was there, then nothing changed
+    finish(cells[:1])
+    edited = study_config("overrides=['steps=3']")
+    changes.tell(edited, others := cells_of(load_study("smoke"), edited))
+    assert capfd.readouterr().err.splitlines() == [
+        f"study smoke is not what it was when it was last run in {cfg.runs}:",
+        f"  4 new: {', '.join(cell.name for cell in others)}",
+        f"  1 belong to it no more, and stay in {cfg.runs}: {cells[0].name}",
+    ]
+    changes.tell(edited, others[:3])
+    assert "1 that had not begun belong to it no more" in capfd.readouterr().err
+    assert cells[0].complete
 
 
-def test_slurm_arguments_give_the_same_study(tmp_path: Path) -> None:
-    cfg = compose(
-        "study", StudyConfig, [f"runs='{tmp_path}/a b'", "overrides=['steps=2','model.path=\"x,y\"']", "jobs=3"]
-    )
-    assert compose("study", StudyConfig, slurm.arguments_of(cfg)) == cfg
-
-
-@pytest.mark.parametrize(
-    ("arguments", "index", "expected"),
-    [
-        (["study=smoke"], None, "experiments/reproduce.py study=smoke"),
-        (["study=smoke"], "7", "experiments/reproduce.py study=smoke cell=7"),
-        (["report", "study=smoke"], None, "experiments/audit.py study=smoke\nexperiments/report.py study=smoke"),
-    ],
-)
-def test_the_batch_script_runs_a_study_a_cell_or_the_report(
-    arguments: list[str], index: str | None, expected: str
+def test_a_job_runs_the_run_that_was_submitted_or_none(
+    smoke: tuple[StudyConfig, list[Cell]], study_config: Callable[..., StudyConfig]
 ) -> None:
-    env = {**os.environ, "PYTHON": "/bin/echo", "SLURM_SUBMIT_DIR": str(ROOT)}
-    if index is not None:
-        env["SLURM_ARRAY_TASK_ID"] = index
-    done = subprocess.run(
-        [ROOT / "slurm" / "study.sh", *arguments], env=env, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == expected
+    """A study may be edited while its jobs wait: a number then means another cell."""
+    cfg, cells = smoke
+    ledger = Ledger(cfg.runs, "smoke")
+    token = ledger.open([cell.run_dir.name for cell in reversed(cells)] + ["clip-gentle-s0-0123456789"]).token
+    job = study_config("cell=0", f"submission={token}")
+    assert reproduce.one_cell(cells, job) is cells[3]
+    assert reproduce.one_cell(cells, study_config("cell=0")) is cells[0]
+    with pytest.raises(PspoError, match="was changed since this job was submitted and has no run clip-gentle-s0-01"):
+        reproduce.one_cell(cells, study_config("cell=4", f"submission={token}"))
+
+
+def test_benchmarks_are_of_complete_runs_last_and_best_under_their_own_protocol(
+    smoke: tuple[StudyConfig, list[Cell]],
+) -> None:
+    cfg, cells = smoke
+    study = load_study("smoke")
+    study.scales["cpu"].benchmarks["four"] = ("benchmark=wordproblems", "data.levels=[4]", "limit=6")
+    assert benchmark_tasks(cells, study, cfg) == []
+    assert len(benchmark_tasks(cells, study, cfg, whether_complete=True)) == 4
+    finish(cells[:2])
+    for cell, best in zip(cells[:2], (1, 2), strict=True):
+        (cell.run_dir / "summary.json").write_text(json.dumps({"best_step": best}))
+    tasks = benchmark_tasks(cells, study, cfg)
+    asked = [compose("eval", EvalConfig, task.command[2:]) for task in tasks]
+    places = [Path(one.checkpoint).relative_to(cfg.runs).as_posix() for one in asked]
+    steps = [f"{cells[k].run_dir.name}/checkpoints/step-{step}" for k, step in ((0, 2), (0, 1), (1, 2))]
+    assert places == steps  # the second run's best is its last
+    for one, task in zip(asked, tasks, strict=True):
+        assert (one.limit, one.data.levels, one.model, one.rollout.engine) == (6, (4,), cells[0].cfg.model, "hf")
+        assert one.out is not None and Path(one.out).with_suffix(".summary.json") == task.product
+    tasks[0].product.parent.mkdir()
+    tasks[0].product.touch()
+    assert [task.name for task in benchmark_tasks(cells, study, cfg)] == [task.name for task in tasks[1:]]
+    study.scales["cpu"].benchmarks["four"] = ("benchmark=wordproblems", "data.levels=[4]", "limit=7")
+    assert len(benchmark_tasks(cells, study, cfg)) == 3  # asked another question, it has other files
 
 
 def test_a_terminal_shows_what_runs_and_how_far_it_is(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Calla
             if swept is None:
                 with_hydra()
             else:
-                with sweeps.what_is_left(places), one_line_errors(), sweeps.launched():
+                with sweeps.what_is_left(places, launcher), one_line_errors(), sweeps.launched():
                     with_hydra()
 
         return entry
@@ -214,8 +214,10 @@ def prepare_launcher(name: str, overrides: Sequence[str]) -> str:
     try:
         settings: Any = OmegaConf.to_container(hydra_cfg.launcher, resolve=True)
     except OmegaConfBaseException as error:
-        cause = error.__cause__ or error.__context__
-        if isinstance(cause, ConfigError):
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ConfigError):  # of a resolver of sweeps.py
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
             raise cause from error
         launcher = hydra_cfg.runtime.choices["hydra/launcher"]
         raise ConfigError("hydra/launcher", launcher, f"is not for this program: {_one_line(error)}") from error

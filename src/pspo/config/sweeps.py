@@ -117,7 +117,7 @@ def launched() -> Iterator[None]:
     except (PspoError, OSError):
         raise
     except Exception as error:
-        first = (str(error).strip() or "no message").splitlines()[0]
+        first = " ".join(str(error).strip().splitlines()[:2])  # what follows is a whole log
         raise PspoError(f"{type(error).__name__}: {first} (HYDRA_FULL_ERROR=1 shows where)") from error
 
 
@@ -136,14 +136,16 @@ def _hydra_raises() -> Iterator[None]:
 
 
 @contextmanager
-def what_is_left(places: Sequence[Path]) -> Iterator[None]:
+def what_is_left(places: Sequence[Path], launcher: str) -> Iterator[None]:
     """Around a sweep of training runs: where it ends early, says which of their directories are not complete."""
     try:
         yield
     except BaseException:
         left = [str(place) for place in places if not (place / "DONE").exists()]
         if left:
-            say(f"{len(left)} of {len(places)} runs are not complete; the same command goes on: {', '.join(left)}")
+            after = " when no job of it is in the queue any more" if launcher == "SlurmLauncher" else ""
+            say(f"{len(left)} of {len(places)} runs are not complete: {', '.join(left)}")
+            say(f"the same command goes on with them{after}")
         raise
 
 

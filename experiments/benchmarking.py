@@ -1,0 +1,85 @@
+"""The benchmarks that a study lists for its trained policies: the last and the best checkpoint of each complete run.
+
+Each is `python eval/evaluate.py` on a checkpoint, under the benchmark's own protocol, into the run's eval/ directory;
+beside it the run has graded itself on its own test part (src/pspo/run.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from driver import Task
+from pspo.config import EvalConfig, StudyConfig, compose, to_yaml
+from studies import Cell, Study, group_of, override, threads
+
+EVALUATE = Path(__file__).resolve().parents[1] / "eval" / "evaluate.py"
+
+
+def benchmark_tasks(
+    cells: Sequence[Cell], study: Study, cfg: StudyConfig, whether_complete: bool = False
+) -> list[Task]:
+    """The evaluations that are missing, of the runs that are complete.
+
+    `whether_complete` also of those that are not: then they say what will be missing, and are not to be run.
+    """
+    tasks = []
+    for cell in cells:
+        if not cell.complete and not whether_complete:
+            continue
+        for name, overrides in study.scales[cfg.scale].benchmarks.items():
+            for which, step in checkpoints_of(cell).items():
+                task = _task(cell, cfg, name, which, step, overrides)
+                if not task.product.exists():
+                    tasks.append(task)
+    return tasks
+
+
+def checkpoints_of(cell: Cell) -> dict[str, int]:
+    """Which checkpoint -> its step: "" is the last one, ".best" the best by validation, where that is another."""
+    last = {"": cell.cfg.steps}
+    try:
+        best = int(json.loads((cell.run_dir / "summary.json").read_text(encoding="utf-8"))["best_step"])
+    except FileNotFoundError:  # not yet complete
+        return last
+    return last if best == cell.cfg.steps else {**last, ".best": best}
+
+
+def evaluations_of(cell: Cell, study: Study, cfg: StudyConfig) -> dict[str, EvalConfig]:
+    """The study's benchmarks as this cell's policy is asked them; raises ConfigError for a setting that cannot be."""
+    return {
+        name: _composed(_settings(cell, overrides)) for name, overrides in study.scales[cfg.scale].benchmarks.items()
+    }
+
+
+def _task(cell: Cell, cfg: StudyConfig, name: str, which: str, step: int, overrides: Sequence[str]) -> Task:
+    settings = _settings(cell, overrides)
+    protocol = hashlib.sha256(to_yaml(_composed(settings)).encode()).hexdigest()[:8]
+    out = cell.run_dir / "eval" / f"{name}{which}.{protocol}.jsonl"
+    checkpoint = override("checkpoint", str(cell.run_dir / "checkpoints" / f"step-{step}"))
+    return Task(
+        name=f"{name} of {cell.name}{which}",
+        command=(sys.executable, str(EVALUATE), checkpoint, override("out", str(out)), *settings),
+        log=Path(cfg.runs) / "logs" / f"{cell.run_dir.name}.{name}{which}.log",
+        product=out.with_suffix(".summary.json"),
+        environment=threads(cfg),
+    )
+
+
+def _settings(cell: Cell, overrides: Sequence[str]) -> tuple[str, ...]:
+    """The benchmark picks data, prompt and token limits; what the run says of model and engine holds here as well."""
+    return (
+        *overrides,
+        *(text for text in cell.overrides if group_of(text) in ("model", "rollout")),
+        f"device={cell.cfg.device}",
+        f"threads={'null' if cell.cfg.threads is None else cell.cfg.threads}",
+    )
+
+
+@cache
+def _composed(settings: tuple[str, ...]) -> EvalConfig:
+    return compose("eval", EvalConfig, ["checkpoint=any", "out=any", *settings])

@@ -1,0 +1,126 @@
+"""The figure of the study `alpha`, from hand-written run directories in the real file format, and its program."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from matplotlib.container import ErrorbarContainer
+
+import figures
+import sweep
+from pspo.config import StudyConfig
+from results import rows_of
+from studies import Cell, cells_of, load_study
+
+ROOT = Path(__file__).resolve().parents[2]
+PROBLEMS = 20
+STUDY = load_study("alpha")
+
+
+def write_run(cell: Cell, right: int) -> None:
+    """A complete run with so many of the problems right."""
+    path = cell.run_dir / "eval" / f"{cell.data}.jsonl"
+    path.parent.mkdir(parents=True)
+    with path.open("w") as file:
+        for number in range(PROBLEMS):
+            correct = number < right
+            completion = {
+                "text": "2+3=5.\n#### 5", "answer": "5", "correct": correct, "lenient": correct, "status": "ok",
+                "tokens": 9, "finished": True, "right_if_finished": correct,
+            }  # fmt: skip
+            line = {
+                "id": f"wp-{number}", "level": "2", "subject": "", "prompt_hash": "abc", "question": "q", "gold": "5",
+                "correct": correct, "status": "ok", "tokens": 9, "completions": [completion],
+            }  # fmt: skip
+            file.write(json.dumps(line) + "\n")
+    (cell.run_dir / "DONE").touch()
+
+
+@pytest.fixture
+def alpha(study_config: Callable[..., StudyConfig]) -> tuple[StudyConfig, list[Cell]]:
+    cfg = study_config("study=alpha")
+    return cfg, cells_of(STUDY, cfg)
+
+
+def test_alpha_is_six_values_over_three_seeds_of_one_method(alpha: tuple[StudyConfig, list[Cell]]) -> None:
+    cells = alpha[1]
+    values = [sweep.AXES["alpha"].value(cell) for cell in cells]
+    assert sorted(values) == sorted([0, 0.05, 0.1, 0.2, 0.4, 0.8] * 3)
+    assert {cell.seed for cell in cells} == {0, 1, 2}
+    alike = [replace(cell.cfg, surrogate=cells[0].cfg.surrogate, seed=0) for cell in cells]
+    assert all(cfg == alike[0] for cfg in alike)  # nothing but alpha and the seed differs
+    assert all(cell.arm == f"alpha={value:g}" for cell, value in zip(cells, values, strict=True))
+
+
+def test_the_curve_is_means_with_their_intervals_and_every_seed(alpha: tuple[StudyConfig, list[Cell]]) -> None:
+    cfg, cells = alpha
+    for cell in cells:
+        if cell.arm != "alpha=0.8":  # not run yet: the figure is of what is there
+            write_run(cell, right=10 + cell.seed * (cell.arm != "alpha=0"))
+    complete, rows = [cell for cell in cells if cell.complete], rows_of(STUDY, cells, cfg)
+    figure, panel = figures.plt.subplots()
+    sweep.curve(panel, sweep.AXES["alpha"], complete, rows)
+    (bars,) = (one for one in panel.containers if isinstance(one, ErrorbarContainer))
+    line, _, (segments,) = bars
+    assert list(line.get_xdata()) == [0, 1, 2, 3, 4]
+    assert list(line.get_ydata()) == pytest.approx([50, 55, 55, 55, 55])
+    assert [text.get_text() for text in panel.get_xticklabels()] == ["0", "0.05", "0.1", "0.2", "0.4"]
+    ends = [(low[1], high[1]) for low, high in segments.get_segments()]
+    last = {row.arm: row.last for row in rows}
+    asked = [last[f"alpha={value:g}"].over_seeds for value in (0, 0.05, 0.1, 0.2, 0.4)]
+    assert ends == [pytest.approx([100 * end for end in pair]) for pair in asked]
+    points = [list(one.get_ydata()) for one in panel.lines if one.get_marker() == "o"]
+    dots = sorted(point[0] for point in points if point)
+    assert dots == pytest.approx([50] * 7 + [55] * 4 + [60] * 4)
+    figures.plt.close(figure)
+
+
+def test_a_figure_is_written_as_svg_and_png_and_is_the_same_again(alpha: tuple[StudyConfig, list[Cell]]) -> None:
+    cfg, cells = alpha
+    assert sweep.draw(STUDY, cells, cfg) == []
+    for cell in cells[:2]:
+        write_run(cell, right=10)  # one seed: no interval
+    [drawn] = sweep.draw(STUDY, cells, cfg)
+    assert drawn == Path(cfg.results) / "alpha" / "figures" / "accuracy.svg"
+    assert drawn.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    first = drawn.read_bytes()
+    texts = " ".join(ElementTree.fromstring(first).itertext())
+    assert "test accuracy, T=0 (%)" in texts and "alpha (no unit" in texts and "stress" in texts
+    sweep.draw(STUDY, cells, cfg)
+    assert drawn.read_bytes() == first
+
+
+def test_a_study_that_goes_over_nothing_is_refused() -> None:
+    command = [sys.executable, "experiments/sweep.py", "study=main", "scale=cpu"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == "pspo: wrong setting: study=main: goes over no single number; must be one of alpha\n"
+
+
+def test_where_all_is_complete_it_draws_and_ends_with_the_figures_path(alpha: tuple[StudyConfig, list[Cell]]) -> None:
+    """The same command a second time: nothing is run, and the table is there as well."""
+    cfg, cells = alpha
+    provenance = {"commit": "c", "packages": "p", "machine": "m"}
+    for cell in cells:
+        write_run(cell, right=10 + cell.seed)
+        (cell.run_dir / "metrics.jsonl").write_text('{"step": 0}\n')
+        (cell.run_dir / "summary.json").write_text(json.dumps({"provenance": provenance}))
+    start = cells[0]
+    start.start_evaluation.parent.mkdir(parents=True)
+    (start.start_dir / "DONE").touch()
+    start.start_evaluation.write_bytes((start.run_dir / "eval" / f"{start.data}.jsonl").read_bytes())
+    places = [f"{name}={getattr(cfg, name)}" for name in ("results", "runs", "models")]
+    command = [sys.executable, "experiments/sweep.py", "study=alpha", "scale=cpu", "rollout=hf", *places]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "nothing to run: all 18 runs of study alpha complete" in done.stderr
+    figure = Path(done.stdout.splitlines()[-1])
+    assert figure == Path(cfg.results) / "alpha" / "figures" / "accuracy.svg" and figure.is_file()
+    assert (Path(cfg.results) / "alpha" / "table_main.md").is_file()

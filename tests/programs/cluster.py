@@ -1,0 +1,92 @@
+"""A real SLURM cluster of two virtual nodes on this machine, for tests: `with Cluster(directory) as cluster`.
+
+A node here shares processes, clock and disk with the other one, so two things are not as on a real cluster: what
+`kill_slurmd` leaves running can still be seen by the other node's jobs, and `kill_node` closes connections at once.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+from daemons import NODES, SLURMD_TIMEOUT_S, Daemons, missing, wait_for
+
+__all__ = ["NODES", "SLURMD_TIMEOUT_S", "Cluster", "missing", "wait_for"]
+
+SETTLE_S = 2
+"""How long nothing has to be under way before a job that was sent back may start again."""
+FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE")
+
+
+class Cluster(Daemons):
+    """The daemons, and what is done to them and their jobs. Jobs are named by ids, tasks of arrays by `id_index`."""
+
+    def kill_node(self, node: str) -> None:
+        """As a power cut: slurmd, slurmstepd and tasks are gone together, and none tells of another's death."""
+        self.power_off(node)
+
+    def kill_slurmd(self, node: str) -> None:
+        """SIGKILL for slurmd alone. Its slurmstepd and tasks go on; tests/slurm/test_cluster.py shows what follows."""
+        slurmd = self.slurmd(node)
+        assert slurmd, f"no slurmd of {node} runs"
+        slurmd.kill()
+        slurmd.wait(timeout=10)
+
+    def sbatch(self, *arguments: str, cwd: Path | None = None, **env: str) -> str:
+        """Submits a job; its id. Output goes to `cwd`, by default the cluster's directory."""
+        return self.call("sbatch", "--parsable", *arguments, cwd=cwd, **env).strip()
+
+    def job(self, job: str) -> dict[str, str]:
+        """What SLURM knows of a job, by the names of `scontrol show job`: JobState, Restarts, ExitCode, StdOut."""
+        return dict(re.findall(r"(\S+?)=(\S*)", self.call("scontrol", "show", "job", job)))
+
+    def output(self, job: str) -> str:
+        """What a job has printed so far, over all of its attempts if it appends."""
+        path = Path(self.job(job)["StdOut"])
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def wait_for_job(self, job: str, *states: str, within: float = 60) -> dict[str, str]:
+        """The job when it is in one of the states; raises AssertionError where it ends in another, or not in time."""
+
+        def there() -> dict[str, str] | None:
+            found = self.job(job)
+            if found["JobState"] in states:
+                return found
+            assert found["JobState"] not in FINAL, f"job {job} has ended as {found['JobState']}{self._why(job)}"
+            return None
+
+        return wait_for(there, f"job {job} to be {' or '.join(states)}", lambda: self._why(job), within)
+
+    def restart_now(self, job: str, within: float = 60) -> None:
+        """Waits until a job is back in the queue, and lets it start; SLURM would hold it back for two minutes.
+
+        Those two minutes keep what is still under way for the earlier attempt from reaching the new one, which has the
+        same number: requests to end it, answers of nodes (seen: a task of the new attempt killed a minute later). This
+        waits for all of it. A node that was down has to be up again first, or to stay down until the job has ended.
+        """
+        self.wait_for_job(job, "PENDING", within=within)
+        quiet = time.monotonic()
+
+        def settled() -> bool:
+            nonlocal quiet
+            sending = re.search(r"Agent (?:queue size|count): *[1-9]", self.call("sdiag"))
+            if sending or any(len(self.processes(node)) > 1 for node in NODES if self.slurmd(node)):
+                quiet = time.monotonic()
+            return time.monotonic() - quiet > SETTLE_S
+
+        wait_for(settled, f"the earlier attempt of job {job} to be over", lambda: self._why(job), 150)
+        self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def clear(self) -> None:
+        """Cancels all jobs and has both nodes idle: what a test does before the next."""
+        self.call("scancel", "--user=root")
+        wait_for(lambda: not self.call("squeue", "-h"), "jobs to go away", self.logs)
+        for node in NODES:
+            if self.slurmd(node) is None:
+                self.start_slurmd(node)
+        self.wait_for_nodes()
+
+    def _why(self, job: str) -> str:
+        """What there is to say of a wait for a job that was in vain."""
+        return f"\n{self.job(job)}\n-- its output\n{self.output(job)[-3000:]}{self.logs()}"

@@ -1,0 +1,198 @@
+"""Sweeps of `python -m pspo.train -m` with the basic launcher and joblib's: real runs of a small policy. SLURM's is in
+tests/slurm/test_sweep.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from cluster import wait_for
+from known import SETTINGS, make_policy, outcome
+
+from pspo.config import TrainConfig, compose, run_dir_of
+from pspo.config.sweeps import batch_lines, minutes
+from pspo.errors import ConfigError
+
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+PROGRAM = [sys.executable, "-m", "pspo.train", "-m", *SETTINGS, "rollout=hf"]
+PLENTY = 240.0  # seconds for two processes to load and reach a step, on a machine with other work
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_policy(tmp_path_factory.mktemp("start") / "checkpoint")
+
+
+def run_dirs(place: Path, checkpoint: str, *settings: str, seeds: range = range(2)) -> list[Path]:
+    """Where the cells of a sweep over seeds live, which runs in `place`."""
+    overrides = [*SETTINGS, "rollout=hf", f"model.path={checkpoint}", *settings]
+    return [place / run_dir_of(compose("train", TrainConfig, [*overrides, f"seed={seed}"])) for seed in seeds]
+
+
+# --- what is wrong is told before anything starts --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ("hydra/launcher=joblib surrogate.alpha=0.1,1.5", "surrogate.alpha=1.5: "),
+        ("hydra/launcher=slurm surrogate.alpha=0.1,1.5", "surrogate.alpha=1.5: "),
+        ("hydra/launcher=slrum seed=0,1", "hydra/launcher=slrum: must be one of joblib, slurm"),
+        ("hydra/launcher=slurm seed=0,1 slurm.time=soon", "slurm.time=soon: must be a limit"),
+        ("hydra/launcher=slurm seed=0,1 slurm.container=an.sif", "slurm.container=an.sif: a sweep's jobs run in .venv"),
+        ("hydra/launcher=slurm slurm.partition=a,b", "slurm.partition=a,b: must be one value for all cells of a sweep"),
+        ("hydra/launcher=basic,joblib", "hydra/launcher=basic,joblib: must be one value for all cells of a sweep"),
+        ("seed=0,1 run_dir=here", "run_dir=here: the cells of a sweep need directories of their own"),
+    ],
+)
+def test_a_wrong_cell_or_launcher_is_one_line(settings: str, expected: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pspo.train", "-m", *settings.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=ENV)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"pspo: wrong setting: {expected}") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_slurm_its_launcher_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pspo.train", "-m", "hydra/launcher=slurm", "seed=0,1"]
+    env = ENV | {"PATH": str(Path(sys.executable).parent)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=env)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "hydra/launcher=slurm needs sbatch, which is not here" in done.stderr
+
+
+def test_a_program_without_slurm_settings_cannot_be_swept_on_slurm(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pspo.sft", "-m", "hydra/launcher=slurm", "sft.seed=0,1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=ENV)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "hydra/launcher=slurm: is not for this program" in done.stderr
+
+
+@pytest.mark.parametrize("limit", ["", "0", "1:2:3:4", "-5", "1h", "1-"])
+def test_what_is_no_time_limit_is_refused(limit: str) -> None:
+    with pytest.raises(ConfigError, match=r"slurm\.time"):
+        minutes(limit)
+
+
+def test_what_a_batch_script_is_given() -> None:
+    asked = {"memory": None, "gpus_per_task": 0, "extra": [], "nodes": 1, "tasks_per_node": 1, "cpus_per_task": 3}
+    asked["container"] = None
+    assert batch_lines(asked) == "export SRUN_CPUS_PER_TASK=3"
+    more = {"memory": "8G", "gpus_per_task": 2, "extra": ["--constraint=a100"], "nodes": 2}
+    lines = batch_lines(asked | more).splitlines()
+    assert lines[:3] == ["#SBATCH --mem=8G", "#SBATCH --gpus-per-task=2", "#SBATCH --constraint=a100"]
+    assert [line for line in lines if "MASTER_ADDR" in line or "MASTER_PORT" in line]
+
+
+# --- whole sweeps ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_joblib_makes_the_runs_that_the_basic_launcher_makes(checkpoint: str, tmp_path: Path) -> None:
+    """Side by side in two processes, and one after the other in one: the same bits. A second time nothing is run."""
+    found = {}
+    for launcher in ("basic", "joblib"):
+        place = tmp_path / launcher
+        place.mkdir()
+        command = [*PROGRAM, f"hydra/launcher={launcher}", f"model.path={checkpoint}", "seed=0,1"]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, env=ENV)
+        assert done.returncode == 0, done.stderr
+        places = run_dirs(place, checkpoint)
+        assert all((run / "DONE").exists() for run in places)
+        found[launcher] = [outcome(run) for run in places]
+    assert found["basic"] == found["joblib"] and found["basic"][0] != found["basic"][1]
+    again = subprocess.run(command, cwd=place, capture_output=True, text=True, env=ENV)
+    assert again.returncode == 0 and again.stderr.count(" is complete") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_cell_that_fails_is_named_and_the_others_are_run(launcher: str, checkpoint: str, tmp_path: Path) -> None:
+    first, taken, last = run_dirs(tmp_path, checkpoint, seeds=range(3))
+    taken.mkdir(parents=True)
+    (taken / "somebody's").touch()
+    command = [*PROGRAM, f"hydra/launcher={launcher}", f"model.path={checkpoint}", "seed=0,1,2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=ENV)
+    assert done.returncode == 1
+    assert (first / "DONE").exists() and (last / "DONE").exists()
+    name = taken.relative_to(tmp_path)
+    said = done.stderr.splitlines()
+    assert said[-3:] == [
+        f"pspo: seed=1: run_dir={name}: is not empty and holds no run; name another directory",
+        f"pspo: 1 of 3 runs are not complete: {name}",
+        "pspo: the same command goes on with them",
+    ]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def long_sweep(checkpoint: str, tmp_path: Path):
+    """A function that starts a sweep of two runs that would take many minutes, and returns it when each run that the
+    launcher has at once is some steps along, with the processes that it has started."""
+    started = []
+
+    def start(launcher: str, at_once: int) -> tuple[subprocess.Popen[str], list[psutil.Process], list[Path]]:
+        long = ["steps=4000", f"model.path={checkpoint}", "seed=0,1"]
+        sweep = subprocess.Popen(
+            [*PROGRAM, f"hydra/launcher={launcher}", *long],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENV,
+            start_new_session=True,  # a terminal's, so that its Ctrl-C reaches the whole group and not these tests
+        )
+        started.append(sweep)
+        places = run_dirs(tmp_path, checkpoint, "steps=4000")
+
+        def along() -> bool:
+            assert sweep.poll() is None, sweep.stderr and sweep.stderr.read()
+            return sum(bool(list(place.glob("checkpoints/step-*"))) for place in places) >= at_once
+
+        wait_for(along, "the runs to save", within=PLENTY)
+        return sweep, psutil.Process(sweep.pid).children(recursive=True), places
+
+    yield start
+    for sweep in started:
+        if sweep.poll() is None:
+            sweep.kill()
+        sweep.communicate()
+
+
+def gone(processes: list[psutil.Process]) -> Callable[[], bool]:
+    return lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher, at_once, number, whole_group, status",
+    [
+        ("basic", 1, signal.SIGINT, True, 130),
+        ("joblib", 2, signal.SIGINT, True, 130),
+        ("joblib", 2, signal.SIGTERM, False, 75),
+    ],
+)
+def test_a_sweep_that_is_told_to_stop_takes_its_processes_along(
+    long_sweep: Callable, launcher: str, at_once: int, number: signal.Signals, whole_group: bool, status: int
+) -> None:
+    sweep, processes, places = long_sweep(launcher, at_once)
+    (os.killpg if whole_group else os.kill)(sweep.pid, number)
+    _, said = sweep.communicate(timeout=60)
+    assert sweep.returncode == status, said
+    assert re.search("pspo: 2 of 2 runs are not complete: ", said) and "Traceback" not in said
+    wait_for(gone(processes), "its processes to end", within=30)
+    assert not any((place / "DONE").exists() for place in places)
+
+
+@pytest.mark.slow
+def test_runs_of_joblib_stop_when_the_sweep_is_killed(long_sweep: Callable) -> None:
+    """They would hold their directories against the next attempt."""
+    sweep, processes, _ = long_sweep("joblib", 2)
+    os.kill(sweep.pid, signal.SIGKILL)
+    wait_for(gone(processes), "its processes to end", within=60)
