@@ -116,7 +116,7 @@ def command(cfg: StudyConfig, *overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("study=mian", "wrong setting: study=mian: must be one of main, smoke"),
+        ("study=mian", "wrong setting: study=mian: must be one of alpha, main, smoke"),
         ("scale=paper", "wrong setting: scale=paper: study smoke has cpu"),
         ("cell=4", "wrong setting: cell=4: study smoke has cells 0 to 3 at scale=cpu"),
         ("overrides=['learner.passes=0']", "wrong setting: learner.passes=0"),
@@ -162,7 +162,7 @@ def test_an_edited_study_is_told_and_its_old_runs_stay(
     assert capfd.readouterr().err.splitlines() == [
         f"study smoke is not what it was when it was last run in {cfg.runs}:",
         f"  4 new: {', '.join(cell.name for cell in others)}",
-        f"  1 belong to it no more, and stay in {cfg.runs}: {cells[0].name}",
+        f"  1 belong to it no more, and stay in {cfg.runs}: {cells[0].run_dir.name}",
     ]
     changes.tell(edited, others[:3])
     assert "1 that had not begun belong to it no more" in capfd.readouterr().err
