@@ -77,7 +77,7 @@ def one_cell(cells: Sequence[Cell], cfg: StudyConfig) -> Cell:
     """
     assert cfg.cell is not None
     if cfg.submission is not None:
-        run = slurm.Ledger(cfg.runs, cfg.study).run_of(cfg.submission, cfg.cell)
+        run = slurm.Ledger(cfg.runs, cfg.study, cfg.scale).run_of(cfg.submission, cfg.cell)
         for cell in cells:
             if cell.run_dir.name == run:
                 return cell

@@ -15,10 +15,6 @@ APART = {"run_dir", "seconds", "provenance", "made_with", "checkpoint", "tracker
 """Keys of JSON files that say where, when, how fast and with what; in an evaluation's summary `checkpoint` is the path
 of what was evaluated (its digest stands in the identity, and is compared)."""
 
-STATE = "state/"
-"""In a manifest the files with optimiser and generators: those of a process that nobody has seeded differ from start to
-start, and decide nothing. An optimiser that differs shows in the weights."""
-
 
 def differences(reference: Path, other: Path) -> Iterator[str]:
     """Every difference, one line each, the telling ones first; nothing where the two are the same run."""
@@ -75,7 +71,7 @@ def _of_json(one: Any, two: Any, name: str = "") -> Iterator[str]:
     """Where two values differ, by the path of keys to it."""
     if isinstance(one, Mapping) and isinstance(two, Mapping):
         for key in dict.fromkeys([*one, *two]):
-            if (key not in APART or name.startswith("identity")) and not key.startswith(STATE):
+            if key not in APART or name.startswith("identity"):
                 here = f"{name}.{key}" if name else str(key)
                 yield from _of_json(one.get(key, "nothing"), two.get(key, "nothing"), here)
     elif one != two:

@@ -39,12 +39,13 @@ def submit(cfg: StudyConfig, study: Study, cells: Sequence[Cell], to_make: bool,
     the runs start from? Raises PspoError where there is no cluster, or where that has failed by itself before."""
     if not has_slurm():
         raise PspoError("launcher=slurm needs sbatch, which is not here; run it where jobs are submitted, or locally")
-    ledger = Ledger(cfg.runs, cfg.study)
-    survey = Survey(ledger, cluster=True)
+    runs = [cell.run_dir.name for cell in cells]
+    ledger = Ledger(cfg.runs, cfg.study, cfg.scale)
+    survey = Survey(ledger, runs, cluster=True)
     wanted = [cell for cell in cells if cfg.cell in (None, cell.index)]
     states = {cell.index: train_state(cfg, survey, cell) for cell in wanted}
     train = [index for index, state in states.items() if submits(state, cfg)]
-    new = Submitting(cfg, ledger, survey, [cell.run_dir.name for cell in cells])
+    new = Submitting(cfg, ledger, survey, runs)
     after = new.start(to_make, to_evaluate, bool(train))
     trained = new.array("train", train, after, f"{len(train)} of {len(cells)} runs")
     unevaluated = [cell for cell in wanted if benchmark_tasks([cell], study, cfg, whether_complete=True)]
@@ -161,7 +162,7 @@ def evaluate_state(cfg: StudyConfig, survey: Survey, cell: Cell, complete: bool)
 def log_of(cfg: StudyConfig, stage: Stage, cell: Cell | None = None) -> Path:
     """Where the programs of a stage write, and beside it the record of its attempts (jobs/attempts.py)."""
     if cell is None:
-        return Path(cfg.runs) / "logs" / f"{cfg.study}.{stage}.log"
+        return Path(cfg.runs) / "logs" / f"{cfg.study}-{cfg.scale}.{stage}.log"
     return Path(cfg.runs) / "logs" / f"{cell.run_dir.name}{'' if stage == 'train' else '.benchmarks'}.log"
 
 
@@ -182,12 +183,18 @@ def tell(cfg: StudyConfig, cells: Sequence[Cell], states: dict[int, State], new:
     print(f"next: {command(cfg, 'slurm-status' if under_way else 'report')}")
 
 
+PROGRAMS = {"slurm": "reproduce.py", "slurm-status": "status.py", "report": "report.py"}
+
+
 def command(cfg: StudyConfig, target: str, *more: str) -> str:
     """What to type for a target of the Makefile on this study, as short as its settings allow."""
     plain = arguments_of(compose("study", StudyConfig, [f"study={cfg.study}", f"scale={cfg.scale}"]))
     arguments = [*(text for text in arguments_of(cfg) if text not in plain), *more]
     typed = ["make", target, f"STUDY={cfg.study}", f"SCALE={cfg.scale}"]
-    return shlex.join([*typed, f"ARGS={shlex.join(arguments)}"] if arguments else typed)
+    if any(shlex.quote(text) != text for text in arguments):  # in ARGS they would be quoted twice
+        launcher = ["launcher=slurm"] if target == "slurm" else []
+        return shlex.join(["python", f"experiments/{PROGRAMS[target]}", *launcher, *plain[:2], *arguments])
+    return " ".join([*typed, f'ARGS="{" ".join(arguments)}"'] if arguments else typed)
 
 
 def arguments_of(cfg: StudyConfig) -> list[str]:

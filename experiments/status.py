@@ -15,11 +15,9 @@ from typing import get_args
 import slurm
 from benchmarking import benchmark_tasks
 from driver import tail
-from jobs.attempts import attempts_of
 from jobs.ledger import Ledger
 from jobs.queue import has_slurm
 from jobs.states import Name, State, Survey
-from jobs.verdicts import DONE
 from pspo.config import StudyConfig, program
 from pspo.errors import PspoError
 from slurm import command
@@ -29,12 +27,13 @@ from studies import Cell, Study, cells_of, load_study
 @program("study", StudyConfig)
 def main(cfg: StudyConfig) -> None:
     study = load_study(cfg.study)
-    cells, ledger = cells_of(study, cfg), Ledger(cfg.runs, cfg.study)
+    cells, ledger = cells_of(study, cfg), Ledger(cfg.runs, cfg.study, cfg.scale)
+    runs = [cell.run_dir.name for cell in cells]
     try:
-        survey = Survey(ledger, cluster=has_slurm())
+        survey = Survey(ledger, runs, cluster=has_slurm())
     except PspoError as error:
         print(f"the queue cannot be read, so this is what the files say: {error}", file=sys.stderr)
-        survey = Survey(ledger, cluster=False)
+        survey = Survey(ledger, runs, cluster=False)
     for line in lines(study, cells, cfg, survey):
         print(line)
 
@@ -62,9 +61,8 @@ def besides(study: Study, cells: Sequence[Cell], cfg: StudyConfig, survey: Surve
             state = slurm.evaluate_state(cfg, survey, cell, complete=False)
             names = ", ".join(sorted({task.name.partition(" ")[0] for task in missing}))
             yield f"(benchmarks of {cell.name})", State(state.name, f"{names}; {state.text}".strip("; "), state.look)
-    log = slurm.log_of(cfg, "report")
-    report, ends = survey.state("report", "", False, log), [one.verdict for one in attempts_of(log)]
-    if report.in_queue or (report.name == "failed" and ends and ends[-1] != DONE):
+    report = survey.state("report", "", complete=False, log=slurm.log_of(cfg, "report"))
+    if report.in_queue or report.name in ("failed", "lost"):
         yield "(the report)", report
 
 

@@ -34,7 +34,7 @@ def like(name, shape, dtype):
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    return Checkpoints(tmp_path / "checkpoints", Ranks())
+    return Checkpoints(tmp_path / "checkpoints", 9, Ranks())
 
 
 @pytest.fixture
@@ -67,6 +67,11 @@ def flip(path):
     path.write_bytes(data)
 
 
+def replace(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
 @pytest.mark.parametrize(
     "damage, said",
     [
@@ -76,7 +81,8 @@ def flip(path):
         (lambda d: (d / "config.json").unlink(), "config.json cannot be read (No such file"),
         (lambda d: (d / "manifest.json").unlink(), "its manifest.json cannot be read"),
         (lambda d: (d / "manifest.json").write_text('{"step": 3, '), "its manifest.json cannot be read"),
-        (lambda d: (d / "manifest.json").write_text('{"format": 99, "step": 3}'), "of another format or step"),
+        (lambda d: shutil.copy(d.parent / "step-2/manifest.json", d), "of another format or step"),
+        (lambda d: replace(d / "manifest.json", "0.3", "0.4"), "its manifest.json is not what was written"),
         (lambda d: (d / "manifest.json").write_text("[]"), "its manifest.json cannot be read"),
         (lambda d: shutil.rmtree(d / "state"), "it holds a policy alone"),
     ],
@@ -105,13 +111,38 @@ def test_what_a_killed_process_left_is_cleared_away(three, left):
 
 
 def test_the_newest_and_the_best_are_kept_and_an_older_best_as_a_policy_alone(three):
-    three.prune(keep=1, best=1)
+    three.prune(3, keep=1, best=1)
     assert three.steps() == [1, 3]
     assert not (three.at(1) / "state").exists() and (three.at(1) / "model.safetensors").exists()
     assert three.newest().step == 3
+    assert three.policy(1) == three.at(1)
     three.strip()
     assert not (three.at(3) / "state").exists()
     assert sorted(p.name for p in three.directory.iterdir()) == ["step-1", "step-3"]
+
+
+def test_after_the_last_step_the_policy_is_enough(checkpoints):
+    for step in (8, 9):
+        checkpoints.save(step, policy, STATE, {})
+    checkpoints.strip()  # a run that is killed now has its last evaluation before it
+    saved = checkpoints.newest()
+    assert saved.step == 9 and checkpoints.read(saved, like) == {}
+
+
+def test_damaged_ones_that_were_skipped_make_way_for_what_is_done_again(three):
+    for step in (2, 3):
+        flip(three.at(step) / "model.safetensors")
+    assert three.newest().step == 1
+    three.save(2, policy, STATE, {})
+    three.prune(2, keep=2, best=9)
+    assert three.steps() == [1, 2] and three.newest().step == 2
+
+
+def test_a_damaged_best_policy_is_not_evaluated(three):
+    three.prune(3, keep=1, best=1)
+    flip(three.at(1) / "model.safetensors")
+    with pytest.raises(PspoError, match=r"step-1 is damaged \(model.safetensors is not what was written.*remove"):
+        three.policy(1)
 
 
 def test_a_full_disk_leaves_what_was_there_and_says_where_the_run_goes_on(three):
@@ -134,7 +165,7 @@ from pspo.ranks import Ranks
 def policy(directory):
     (directory / "model.safetensors").write_bytes(b"x" * 10)
     os.kill(os.getpid(), signal.SIGKILL)
-Checkpoints(Path(sys.argv[1]), Ranks()).save(4, policy, {}, {})
+Checkpoints(Path(sys.argv[1]), 9, Ranks()).save(4, policy, {}, {})
 """
 
 

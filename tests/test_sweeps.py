@@ -20,6 +20,8 @@ from pspo.config import TrainConfig, compose, run_dir_of
 from pspo.config.sweeps import batch_lines, minutes
 from pspo.errors import ConfigError
 
+pytestmark = pytest.mark.timeout(900)
+
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 PROGRAM = [sys.executable, "-m", "pspo.train", "-m", *SETTINGS, "rollout=hf"]
 PLENTY = 240.0  # seconds for two processes to load and reach a step, on a machine with other work

@@ -1,4 +1,4 @@
-"""What has been submitted of a study: <runs>/logs/<study>.jobs.jsonl, one line a submission and one a job of it.
+"""What has been submitted of a study: <runs>/logs/<study>-<scale>.jobs.jsonl, a line a submission and a line a job.
 
     {"submission": "s9f3c2a", "time": TIME, "cells": [RUN, ...]}    names of run directories, by array index
     {"submission": "s9f3c2a", "stage": "train", "job": "17", "cells": [0, 2]}    an array's indices
@@ -43,11 +43,11 @@ class Submission:
 
 
 class Ledger:
-    """The submissions of one study, oldest first."""
+    """The submissions of one study at one scale, oldest first."""
 
-    def __init__(self, runs: str, study: str) -> None:
-        self.path = Path(runs) / "logs" / f"{study}.jobs.jsonl"
-        self.study = study
+    def __init__(self, runs: str, study: str, scale: str) -> None:
+        self.study = f"{study}-{scale}"
+        self.path = Path(runs) / "logs" / f"{self.study}.jobs.jsonl"
         self.submissions: dict[str, Submission] = {}
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
@@ -78,13 +78,18 @@ class Ledger:
             raise PspoError(f"{self.path} knows no run {index} of submission {token}: submit the study again")
         return submission.cells[index]
 
-    def last_job(self, stage: Stage, run: str = "") -> Job | None:
-        """The job of a stage that was submitted last, of an array the last one with this run in it."""
+    def last_array(self, stage: Stage, run: str) -> Job | None:
+        """The array of a stage that was submitted last with this run in it."""
         for submission in reversed(self.submissions.values()):
             for job in reversed(submission.jobs):
-                if job.stage == stage and (not run or run in [submission.cells[index] for index in job.cells]):
+                if job.stage == stage and run in [submission.cells[index] for index in job.cells]:
                     return job
         return None
+
+    def last_job(self, stage: Stage, cells: Sequence[str]) -> Job | None:
+        """The single job of a stage that was submitted last for just these runs."""
+        jobs = [job for one in self.submissions.values() if one.cells == tuple(cells) for job in one.jobs]
+        return next((job for job in reversed(jobs) if job.stage == stage), None)
 
     def index_of(self, job: Job, run: str) -> int:
         """A run's index in an array of this ledger."""

@@ -18,7 +18,7 @@ from typing import Literal
 from jobs.attempts import Attempt, attempts_of, lines_of_attempt
 from jobs.ledger import Ledger, Stage
 from jobs.queue import Ended, Queued, ended, queued
-from jobs.verdicts import BY_ITSELF, BY_THE_CLUSTER, reason_in
+from jobs.verdicts import BY_ITSELF, BY_THE_CLUSTER, DONE, reason_in
 
 Name = Literal["complete", "running", "waiting", "failed", "lost", "missing"]
 
@@ -126,28 +126,38 @@ def look_closer(facts: Facts) -> tuple[str, ...]:
 
 
 class Survey:
-    """Everything that is known of a study's jobs, asked once. Without a cluster: what the files say."""
+    """Everything that is known of a study's jobs, asked once. Without a cluster: what the files say.
 
-    def __init__(self, ledger: Ledger, cluster: bool) -> None:
-        self.ledger, names = ledger, ledger.job_names()
+    runs   the study's as it is now, by number: a single job, such as the one before all runs, was for just these
+    """
+
+    def __init__(self, ledger: Ledger, runs: Sequence[str], cluster: bool) -> None:
+        self.ledger, self.runs, names = ledger, tuple(runs), ledger.job_names()
         self.rows: dict[tuple[Stage, str], Queued] = {}
         self.ends: dict[str, Ended] = {}
         if not cluster:
             return
         for row in queued(list(names)):
             submission, stage = names[row.name]
-            run = "" if row.task is None else submission.cells[row.task]
-            self.rows[stage, run] = row
+            if row.task is not None:
+                self.rows[stage, submission.cells[row.task]] = row
+            elif submission.cells == self.runs:
+                self.rows[stage, ""] = row
         self.ends = ended([job.job for one in ledger.submissions.values() for job in one.jobs])
 
     def state(self, stage: Stage, run: str, complete: bool, log: Path) -> State:
         """Of one run in a stage; `run` is "" where the stage is a single job."""
-        row, last = self.rows.get((stage, run)), self.ledger.last_job(stage, run)
-        job = ""
-        if row is not None:
-            job = row.job
-        elif last is not None:
-            job = f"{last.job}_{self.ledger.index_of(last, run)}" if run else last.job
+        row, attempts = self.rows.get((stage, run)), attempts_of(log)
+        job = row.job if row is not None else self._last_job(stage, run)
+        if not run:  # the log is that of other runs' jobs too
+            attempts = [one for one in attempts if one.job == job]
+            if row is None and attempts and attempts[-1].verdict == DONE:
+                return State("complete" if complete else "missing")
         out = log.parent / "slurm" / f"{job}.out" if job else None
-        facts = Facts(complete, log, row, attempts_of(log), job, self.ends.get(job), out)
-        return state_of(facts)
+        return state_of(Facts(complete, log, row, attempts, job, self.ends.get(job), out))
+
+    def _last_job(self, stage: Stage, run: str) -> str:
+        last = self.ledger.last_array(stage, run) if run else self.ledger.last_job(stage, self.runs)
+        if last is None:
+            return ""
+        return f"{last.job}_{self.ledger.index_of(last, run)}" if run else last.job

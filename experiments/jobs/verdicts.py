@@ -62,10 +62,11 @@ def judge(status: int, log: Sequence[str]) -> Verdict:
     own = sorted(code for code in statuses if code not in (0, AGAIN, STOPPED) and not ended_by(code))
     if own:
         return Verdict("failed", f"{reason_in(log)} (exit status {own[0]})")
-    if number := ended_by(status):
-        return Verdict("again", f"ended by {number}")
-    if AGAIN in statuses:
+    number = ended_by(status)
+    if AGAIN in statuses and number in ("", "SIGTERM"):  # which srun sends to those that take longer to end
         return Verdict("again", "told to stop; saved")
+    if number:
+        return Verdict("again", f"ended by {number}")
     ranks = any(FAILED_RANK.search(line) for line in log)  # 76: another rank is the cause, by an error or by being gone
     return Verdict("failed" if ranks else "again", f"{reason_in(log)} (exit status {STOPPED})")
 

@@ -51,10 +51,10 @@ class Saved:
 
 
 class Checkpoints:
-    """Those of one run, in `directory`, which it holds. Every rank calls every method."""
+    """Those of one run of `steps` steps, in `directory`, which it holds. Every rank calls every method."""
 
-    def __init__(self, directory: Path, ranks: Ranks) -> None:
-        self.directory, self.ranks = directory, ranks
+    def __init__(self, directory: Path, steps: int, ranks: Ranks) -> None:
+        self.directory, self.last, self.ranks = directory, steps, ranks
 
     def at(self, step: int) -> Path:
         return self.directory / f"step-{step}"
@@ -81,7 +81,7 @@ class Checkpoints:
 
         def end() -> None:
             manifest = {"format": FORMAT, "step": step, "memory": memory, "files": dict(sorted(sums.items()))}
-            (fresh / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+            (fresh / MANIFEST).write_text(json.dumps({**manifest, "sha256": _sum_of_json(manifest)}, indent=1) + "\n")
             publish(fresh, target)
 
         try:
@@ -100,7 +100,8 @@ class Checkpoints:
                 shutil.rmtree(fresh, ignore_errors=True)
 
     def newest(self) -> Saved | None:
-        """The newest that is whole and holds a state; None where there is none. Says which it skips, and why."""
+        """The newest that is whole and holds a state, which after the last step is not needed; None where there is
+        none. Says which it skips, and why."""
         for step in reversed(self.ranks.from_first(self._tidied, "looking for checkpoints")):
             saved = self._verified(step)
             if isinstance(saved, Saved):
@@ -109,23 +110,35 @@ class Checkpoints:
                 print(f"pspo: {self.at(step)} is skipped: {saved}", file=sys.stderr, flush=True)
         return None
 
+    def policy(self, step: int) -> Path:
+        """The directory of a policy; raises PspoError where that is damaged."""
+        found = self._verified(step, state=False)
+        if isinstance(found, str):
+            again = f"remove {self.directory} to have all steps done again"
+            raise PspoError(f"{self.at(step)} is damaged ({found}) and there is no other of that step: {again}")
+        return found.path
+
     def _tidied(self) -> list[int]:
         for left in self.directory.glob(".step-*"):  # by a process that was killed while it wrote or removed
             shutil.rmtree(left, ignore_errors=True)
         return self.steps()
 
-    def _verified(self, step: int) -> Saved | str:
-        """The checkpoint, or what is wrong with it."""
+    def _verified(self, step: int, state: bool = True) -> Saved | str:
+        """The checkpoint, or what is wrong with it; without `state` with its policy."""
         path = self.at(step)
 
         def read() -> dict[str, Any] | str:
             try:
-                manifest = json.loads((path / MANIFEST).read_text())
+                manifest = dict(json.loads((path / MANIFEST).read_text()))
+                if manifest.pop("sha256") != _sum_of_json(manifest):
+                    return f"its {MANIFEST} is not what was written: its SHA-256 differs"
                 if (manifest["format"], manifest["step"]) != (FORMAT, step):
                     return f"its {MANIFEST} is of another format or step"
-                if not (path / STATE).is_dir():
+                has_state = (path / STATE).is_dir()
+                if state and not has_state and step != self.last:
                     return "it holds a policy alone"
-                return {"memory": dict(manifest["memory"]), "files": dict(manifest["files"])}
+                wanted = (name for name in manifest["files"] if has_state or not name.startswith(f"{STATE}/"))
+                return {"memory": manifest["memory"], "files": {name: manifest["files"][name] for name in wanted}}
             except UNREADABLE as error:
                 return f"its {MANIFEST} cannot be read ({error})"
 
@@ -138,7 +151,9 @@ class Checkpoints:
 
     def read(self, saved: Saved, into: Callable[[str, torch.Size, torch.dtype], Tensor | None]) -> dict[str, Tensor]:
         """The state's tensors. `into(name, shape, dtype)` gives the tensor that one is read into, a sharded one for
-        this rank's part, or None for one that this rank does not need."""
+        this rank's part, or None for one that this rank does not need. {} where there is no state."""
+        if not (saved.path / STATE).is_dir():
+            return {}
         folder = str(saved.path / STATE)
         with _quiet():
             reader = dcp.HuggingFaceStorageReader(folder)
@@ -149,17 +164,20 @@ class Checkpoints:
                 dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(folder), no_dist=self.ranks.size == 1)
         return tensors
 
-    def prune(self, keep: int, best: int) -> None:
-        """Lets go of all but the newest `keep` and the best; of an older best the state goes."""
+    def prune(self, step: int, keep: int, best: int) -> None:
+        """After `step` was saved: lets go of all but the newest `keep` and the best; of an older best the state goes.
+
+        Later ones go as well: they were skipped because they are damaged, and will be made again.
+        """
         if self.ranks.first:
-            newest = self.steps()[-keep:]
-            for step in set(self.steps()) - {*newest, best}:
-                shutil.rmtree(set_aside(self.at(step)), ignore_errors=True)
+            newest = [other for other in self.steps() if other <= step][-keep:]
+            for other in set(self.steps()) - {*newest, best if best <= step else step}:
+                shutil.rmtree(set_aside(self.at(other)), ignore_errors=True)
             if best not in newest:
                 self._strip(best)
 
     def strip(self) -> None:
-        """Of a complete run: removes what only training needs."""
+        """After the last step: removes what only training needs."""
         if self.ranks.first:
             for step in self.steps():
                 self._strip(step)
@@ -180,6 +198,11 @@ def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) ->
 
 def _files_of(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _sum_of_json(manifest: Mapping[str, Any]) -> str:
+    """As it is read back, where all keys are text."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(manifest)), sort_keys=True).encode()).hexdigest()
 
 
 def _sum_of(path: Path) -> dict[str, Any]:

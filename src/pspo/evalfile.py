@@ -141,6 +141,7 @@ def evaluate_to_file(
     replace it, and where another process is at work.
     """
     if not overwrite and (records := file.complete()) is not None:
+        shutil.rmtree(file.parts, ignore_errors=True)  # of a process that was killed after it had written the file
         return records
     with file.held():
         if overwrite:

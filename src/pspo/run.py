@@ -50,7 +50,7 @@ from pspo.seeds import derive
 from pspo.startup import data_reports, load_parts, prepare, starting_checkpoint
 from pspo.stopping import Stop
 from pspo.tracking import Tracker
-from pspo.trainstate import GENERATOR, generator_tensors, set_generators
+from pspo.trainstate import GENERATOR, generator_tensors, seed_generators, set_generators
 from pspo.types import Completion, Group, Problem, samples_of
 
 STEP_PHASES = ("rollout", "grade", "exchange", "check", "learn", "sync")
@@ -95,7 +95,7 @@ class Run:
         self.sampler = self.ranks.together(partial(make, self.ranks), "starting the samplers")
         stack.callback(self.sampler.close)
         self.exams = Exams(cfg, self.ranks, self.sampler, self.prompter, self.grader, self.data)
-        self.checkpoints = Checkpoints(self.dir / "checkpoints", self.ranks)
+        self.checkpoints = Checkpoints(self.dir / "checkpoints", cfg.steps, self.ranks)
         self.saved = self.checkpoints.newest()
         newest, after = (None, None) if self.saved is None else (self.saved.path, self.saved.step)
         load = partial(make_learner, cfg, checkpoint, self.ranks, newest)
@@ -125,15 +125,15 @@ class Run:
 
         From here on the run stops between two steps only (`save`).
         """
+        rank, device = self.ranks.rank, self.learner.model.device
+        seed_generators(derive(self.cfg.seed, "generators", rank), device)
         if self.saved is not None:
-            self._restore(self.saved)
+            self._restore(self.saved, device)
         self.memory.add_seconds("set_up", self.set_up)
         self.stop.wait()
         return 0 if self.saved is None else self.saved.step
 
-    def _restore(self, saved: Saved) -> None:
-        device = self.learner.model.device
-
+    def _restore(self, saved: Saved, device: torch.device) -> None:
         def into(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
             mine = name.startswith(GENERATOR) and name.endswith(f".{self.ranks.rank}")
             return torch.empty(shape, dtype=dtype) if mine else self.learner.blank(name, shape, dtype)
@@ -142,8 +142,7 @@ class Run:
         self.learner.load_training_state(state)
         [here], self.memory = self.memory.made_with, Memory.read(saved.memory)
         others = self.memory.goes_on_with(here, saved.step)
-        with self.ranks.expecting("handing the weights to the samplers"):
-            self.sampler.load(self.learner.weights())
+        self.ranks.together(partial(self.sampler.load, read_weights(saved.path)), "handing the weights to the samplers")
         set_generators(self.ranks.rank, device, state)
         self.resumed = True
         if self.ranks.first:
@@ -379,7 +378,7 @@ class Run:
             self.memory.tracker = self.tracker.ids()
         generators = generator_tensors(self.ranks.rank, self.learner.model.device)
         self.checkpoints.save(step, write, self.learner.training_state() | generators, self.memory.to_json())
-        self.checkpoints.prune(self.cfg.saving.keep, self.best_step)
+        self.checkpoints.prune(step, self.cfg.saving.keep, self.best_step)
 
     @property
     def best_step(self) -> int:
@@ -396,7 +395,7 @@ class Run:
             with self.clock("test"):
                 found["last"] = self.exams.test(self.checkpoints.at(last), path)
                 if self.memory.validated:  # without validation no step is the best one
-                    directory = self.checkpoints.at(best)
+                    directory = self.checkpoints.policy(best)
                     if best != last:
                         load = partial(self.sampler.load, read_weights(directory))
                         self.ranks.together(load, "loading the best policy")
@@ -416,9 +415,10 @@ class Run:
         if self.ranks.first:
             self._still_there()
             write_whole(self.dir / "summary.json", json.dumps(result, indent=1) + "\n")
-            write_whole(self.dir / "DONE", "")
-        self.checkpoints.prune(1, self.best_step)
+        self.checkpoints.prune(self.cfg.steps, 1, self.best_step)
         self.checkpoints.strip()
+        if self.ranks.first:
+            write_whole(self.dir / "DONE", "")
 
     def _add_up_seconds(self) -> None:
         for phase, seconds in self.seconds.items():

@@ -6,6 +6,7 @@ Imports no torch: what cannot be is told at once.
 from __future__ import annotations
 
 import fcntl
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from pspo.config.compose import NOT_IN_RUN_ID, config_hash
 from pspo.errors import ConfigError, PspoError
 from pspo.files import write_whole
 
+ASIDE = re.compile(r"\.(DONE|.+\.(yaml|json|jsonl))\.\d+")
+"""What a process that was killed leaves of a file that it was writing (pspo.files.write_whole)."""
 PATIENCE_S = 20.0  # a process that was killed, or whose job was sent back to the queue, may take a moment to be gone
 
 
@@ -54,6 +57,9 @@ def claimed(run_dir: Path, cfg: TrainConfig | SftConfig, patience: float = PATIE
                 print(f"{run_dir} is complete", file=sys.stderr)
                 yield True
                 return
+        for left in (*run_dir.glob(".*"), *run_dir.glob("eval/.*")):
+            if ASIDE.fullmatch(left.name):
+                left.unlink()
         try:
             write_whole(written, to_yaml(cfg))
         except OSError as error:

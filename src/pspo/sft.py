@@ -104,7 +104,7 @@ def _make(cfg: SftConfig, target: Path, making: Path, stop: Stop) -> None:
     try:
         started = time.perf_counter()
         tokenizer = build_tokenizer(data)
-        checkpoints = Checkpoints(making / "checkpoints", Ranks())
+        checkpoints = Checkpoints(making / "checkpoints", cfg.sft.steps, Ranks())
         saved = checkpoints.newest()
         if saved is None:
             eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -190,7 +190,7 @@ def fine_tune(
             state = optimizer_tensors(named.items(), *optimizers)
             write = partial(write_policy, model, tokenizer)
             checkpoints.save(step + 1, write, state, {"losses": losses})
-            checkpoints.prune(keep=2, best=step + 1)
+            checkpoints.prune(step + 1, keep=2, best=step + 1)
         if stop.asked:
             break
     stop.at_once()

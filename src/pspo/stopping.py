@@ -28,6 +28,9 @@ class Stopped(SystemExit):
         super().__init__(128 + signal.SIGINT if asked == signal.SIGINT else AGAIN)
         self.asked = asked
 
+    def __reduce__(self) -> tuple[type[Stopped], tuple[signal.Signals]]:
+        return Stopped, (self.asked,)  # a launcher may carry it to another process
+
     def __str__(self) -> str:
         return self.asked.name
 
@@ -63,6 +66,8 @@ class Stop:
         if again and asked == signal.SIGINT:
             raise KeyboardInterrupt
         if again:
+            if asked == signal.SIGUSR2:  # of a launcher that waits for it, after SLURM's SIGTERM
+                self.asked = asked
             return
         self.asked = asked
         if self._waits:

@@ -3,8 +3,8 @@
     optimizer.<key>.<parameter>   such as optimizer.exp_avg.model.embed_tokens.weight
     generator.<which>.<rank>      of Python, NumPy, torch, and the rank's CUDA device
 
-Seeds are derived (`pspo.seeds`) and nothing of ours draws from the generators; they are kept so that this need not be
-taken on trust of every library. Imports: torch, numpy.
+Seeds are derived (`pspo.seeds`) and nothing of ours draws from the generators; they are seeded and kept so that this
+need not be taken on trust of every library. Imports: torch, numpy.
 """
 
 from __future__ import annotations
@@ -51,6 +51,16 @@ def set_optimizers(
             key, _, whose = name.removeprefix(OPTIMIZER).partition(".")
             parameter = parameters[whose]
             owner[id(parameter)].state[parameter][key] = tensor
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Each to a state that follows from `seed`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.random.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def generator_tensors(rank: int, device: torch.device) -> dict[str, Tensor]:

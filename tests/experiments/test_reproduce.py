@@ -174,7 +174,7 @@ def test_a_job_runs_the_run_that_was_submitted_or_none(
 ) -> None:
     """A study may be edited while its jobs wait: a number then means another cell."""
     cfg, cells = smoke
-    ledger = Ledger(cfg.runs, "smoke")
+    ledger = Ledger(cfg.runs, "smoke", "cpu")
     token = ledger.open([cell.run_dir.name for cell in reversed(cells)] + ["clip-gentle-s0-0123456789"]).token
     job = study_config("cell=0", f"submission={token}")
     assert reproduce.one_cell(cells, job) is cells[3]

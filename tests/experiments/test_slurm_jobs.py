@@ -81,7 +81,7 @@ def submit(
 
 def told(cfg: StudyConfig, cells: list[Cell]) -> list[str]:
     """What make slurm-status prints."""
-    survey = Survey(Ledger(cfg.runs, cfg.study), cluster=True)
+    survey = Survey(Ledger(cfg.runs, cfg.study, cfg.scale), [cell.run_dir.name for cell in cells], cluster=True)
     return [" ".join(line.split()) for line in status.lines(load_study("smoke"), cells, cfg, survey)]
 
 

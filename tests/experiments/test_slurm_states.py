@@ -12,7 +12,7 @@ import pytest
 
 import slurm
 import status
-from jobs.attempts import Attempt
+from jobs.attempts import Attempt, begin, end
 from jobs.ledger import Ledger
 from jobs.options import sbatch_options
 from jobs.queue import Ended, Queued, queued_in, scontrol_says
@@ -103,19 +103,37 @@ def test_what_squeue_and_scontrol_print_is_read() -> None:
 
 
 def test_an_index_means_the_run_that_it_meant_on_submission(tmp_path: Path) -> None:
-    ledger = Ledger(str(tmp_path), "smoke")
+    ledger = Ledger(str(tmp_path), "smoke", "cpu")
     first = ledger.open(["a", "b", "c"])
     ledger.add(first, "train", "17", [0, 2])
     second = ledger.open(["b", "c", "d"])
     ledger.add(second, "train", "19", [1, 2])
-    read = Ledger(str(tmp_path), "smoke")
+    read = Ledger(str(tmp_path), "smoke", "cpu")
     assert [read.run_of(first.token, 2), read.run_of(second.token, 2)] == ["c", "d"]
-    last = read.last_job("train", "c")
+    last = read.last_array("train", "c")
     assert last is not None and (last.job, read.index_of(last, "c")) == ("19", 1)
-    assert read.last_job("train", "b") is None and read.last_job("report") is None
+    assert read.last_array("train", "b") is None
     with pytest.raises(PspoError, match="submit the study again"):
         read.run_of("s000000", 0)
+    read.add(read.submissions[first.token], "start", "16")
+    mine = read.last_job("start", ["a", "b", "c"])
+    assert mine is not None and mine.job == "16" and read.last_job("start", ["b", "c", "d"]) is None
     assert read.job_names()[read.job_name(first, "report")] == (first, "report")
+
+
+def test_a_start_that_was_made_for_other_runs_says_nothing_of_these(tmp_path: Path) -> None:
+    """The same study with other settings starts from something else, which is still to be made."""
+    ledger, log = Ledger(str(tmp_path), "smoke", "cpu"), tmp_path / "logs" / "smoke-cpu.start.log"
+    ledger.add(ledger.open(["a"]), "start", "16")
+    begin(log, {"SLURM_JOB_ID": "16"})
+    end(log, 1, {"SLURM_JOB_ID": "16"})
+    assert Survey(ledger, ["a"], cluster=False).state("start", "", False, log).name == "failed"
+    assert Survey(ledger, ["b"], cluster=False).state("start", "", False, log).name == "missing"
+    ledger.add(ledger.open(["a"]), "start", "17")
+    begin(log, {"SLURM_JOB_ID": "17"})
+    end(log, 0, {"SLURM_JOB_ID": "17"})
+    assert Survey(ledger, ["a"], cluster=False).state("start", "", True, log).name == "complete"
+    assert Survey(ledger, ["a"], cluster=False).state("start", "", False, log).name == "missing"
 
 
 def test_settings_become_options_in_one_place() -> None:
@@ -170,7 +188,7 @@ def test_without_a_cluster_the_files_are_told(
     cells[1].run_dir.mkdir()
     (cells[1].run_dir / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1}\n{"st')
     study = load_study("smoke")
-    told = list(status.lines(study, cells, cfg, Survey(Ledger(cfg.runs, cfg.study), cluster=False)))
+    told = list(status.lines(study, cells, cfg, Survey(Ledger(cfg.runs, cfg.study, "cpu"), [], cluster=False)))
     assert told[0] == "study smoke at scale cpu: 4 runs: 1 complete, 1 lost, 2 missing"
     assert told[1].split() == ["complete", cells[0].name]
     assert told[2].strip() == f"lost      {cells[1].name}: step 1 of 2; begun, and not by a job"
@@ -180,9 +198,11 @@ def test_without_a_cluster_the_files_are_told(
 def test_what_to_type_next_is_as_short_as_the_settings_allow() -> None:
     plain = compose("study", StudyConfig, ["study=smoke", "scale=cpu", "slurm.partition=gpu"])
     assert slurm.command(plain, "slurm-status") == "make slurm-status STUDY=smoke SCALE=cpu"
-    other = compose("study", StudyConfig, ["study=smoke", "scale=cpu", "rollout=hf", "overrides=['steps=2']"])
-    typed = slurm.command(other, "slurm", "retry_failed=true")
-    assert typed.startswith("make slurm STUDY=smoke SCALE=cpu 'ARGS=rollout=hf ")
-    [arguments] = [text for text in shlex.split(typed) if text.startswith("ARGS=")]
-    again = compose("study", StudyConfig, ["study=smoke", *shlex.split(arguments.removeprefix("ARGS="))])
+    hf = compose("study", StudyConfig, ["study=smoke", "scale=cpu", "rollout=hf"])
+    typed = slurm.command(hf, "slurm", "retry_failed=true")
+    assert typed == 'make slurm STUDY=smoke SCALE=cpu ARGS="rollout=hf retry_failed=true"'
+    other = compose("study", StudyConfig, ["study=smoke", "scale=cpu", "overrides=['steps=2']"])
+    program, *arguments = shlex.split(slurm.command(other, "slurm", "retry_failed=true"))[1:]
+    assert program == "experiments/reproduce.py" and arguments[0] == "launcher=slurm"
+    again = compose("study", StudyConfig, arguments)
     assert again.overrides == ("steps=2",) and again.retry_failed

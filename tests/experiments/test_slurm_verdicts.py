@@ -49,6 +49,8 @@ TRACEBACK = [
         (75, SAVED, "again", "told to stop; saved"),
         (138, ["srun: error: n1: task 0: User defined signal 1"], "again", "ended by SIGUSR1"),
         (143, [], "again", "ended by SIGTERM"),
+        (143, [*SAVED, "srun: error: n2: task 1: Terminated"], "again", "told to stop; saved"),
+        (137, [*SAVED, "srun: error: n2: task 1: Killed"], "again", "ended by SIGKILL"),
         (137, ["srun: error: n1: task 0: Killed"], "again", "ended by SIGKILL"),
         (130, ["pspo: interrupted"], "again", "ended by SIGINT"),
         (1, TRACEBACK, "failed", "torch.OutOfMemoryError: CUDA out of memory (exit status 1)"),

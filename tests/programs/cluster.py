@@ -6,10 +6,12 @@ A node here shares processes, clock and disk with the other one, so two things a
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from pathlib import Path
 
+import psutil
 from daemons import NODES, SLURMD_TIMEOUT_S, Daemons, missing, wait_for
 
 __all__ = ["NODES", "SLURMD_TIMEOUT_S", "Cluster", "missing", "wait_for"]
@@ -65,18 +67,26 @@ class Cluster(Daemons):
         same number: requests to end it, answers of nodes (seen: a task of the new attempt killed a minute later). This
         waits for all of it. A node that was down has to be up again first, or to stay down until the job has ended.
         """
-        self.wait_for_job(job, "PENDING", within=within)
+        number = self.wait_for_job(job, "PENDING", within=within)["JobId"]  # of a task of an array, its own
         quiet = time.monotonic()
 
         def settled() -> bool:
             nonlocal quiet
             sending = re.search(r"Agent (?:queue size|count): *[1-9]", self.call("sdiag"))
-            if sending or any(len(self.processes(node)) > 1 for node in NODES if self.slurmd(node)):
+            if sending or any(self._has_step(node, number) for node in NODES if self.slurmd(node)):
                 quiet = time.monotonic()
             return time.monotonic() - quiet > SETTLE_S
 
         wait_for(settled, f"the earlier attempt of job {job} to be over", lambda: self._why(job), 150)
         self.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+    def _has_step(self, node: str, number: str) -> bool:
+        """Does a slurmstepd of this job run on the node?"""
+        for process in self.processes(node):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any(part.startswith(f"[{number}.") for part in process.cmdline()):
+                    return True
+        return False
 
     def clear(self) -> None:
         """Cancels all jobs and has both nodes idle: what a test does before the next."""

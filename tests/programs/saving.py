@@ -29,7 +29,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with joined("cpu", timeout=60) as ranks:
         for lora in (False, True):
-            checkpoints = Checkpoints(directory / f"lora={lora}", ranks)
+            checkpoints = Checkpoints(directory / f"lora={lora}", 9, ranks)
             learner = saved(checkpoints, ranks, lora) if act == "save" else loaded(checkpoints, ranks, lora)
             digest = digest_of(learner)
             if ranks.first:

@@ -20,7 +20,7 @@ from known import SETTINGS, make_policy, outcome
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ENGINE = "vllm" if importlib.util.find_spec("vllm") else "hf"
-STEPS = 16
+STEPS = 14
 RUN = [*SETTINGS, f"steps={STEPS}", "eval.every=4", "eval.validation_problems=8"]
 PLENTY = 300  # seconds for loading and some steps, of which this machine takes a tenth when it does nothing else
 ENV = {"OMP_NUM_THREADS": "1"}
@@ -111,16 +111,17 @@ def test_a_run_that_loses_a_node_and_then_the_slurmd_of_its_first(
     run = OnTwoNodes(cluster, root, tmp_path, "rollout=hf", f"model.path={checkpoint}")
     run.reach(step=3)
     cluster.kill_node("n2")
-    cluster.wait_for_job(run.job, "PENDING")  # the job sends itself back: SLURM does not know yet
+    cluster.wait_for_job(run.job, "PENDING", within=PLENTY)
     assert "rank 1 has died" in run.said()
     cluster.start_slurmd("n2")
     cluster.wait_for_nodes()
     cluster.restart_now(run.job)
     run.reach(step=8)
+    already = run.said().count("sent back already")
     cluster.kill_slurmd("n1")  # batch script and first rank go on, and nobody can end them
     cluster.call("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=killed")  # what SlurmdTimeout brings
-    cluster.wait_for_job(run.job, "PENDING")
-    wait_for(lambda: "sent back already" in run.said(), "the batch script to end", run.said)
+    cluster.wait_for_job(run.job, "PENDING", within=PLENTY)
+    wait_for(lambda: run.said().count("sent back already") > already, "the batch script to end", run.said, PLENTY)
     cluster.start_slurmd("n1")
     cluster.wait_for_nodes()
     cluster.restart_now(run.job)

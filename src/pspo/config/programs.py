@@ -191,7 +191,7 @@ class StudyConfig:
     submission: Text | None
     """The SLURM submission whose numbers of cells `cell` means; null: the study's as it is now."""
     only: Literal["start", "benchmarks", "tables"] | None
-    """Stop after what the cells start from; or only evaluate complete runs on the benchmarks; or only make the tables."""
+    """Stop after what the cells start from; or only evaluate complete runs on the benchmarks; or only make tables."""
     retry_failed: Flag
     """Submit runs that have failed by themselves as well."""
     slurm: Slurm

@@ -413,8 +413,8 @@ class Slurm:
     partition: Text | None
     account: Text | None
     qos: Text | None
-    time: Text
-    """Limit of one attempt, as sbatch takes it."""
+    time: Text | Count
+    """Limit of one attempt, as sbatch takes it: minutes, or [days-]hours:minutes:seconds."""
     nodes: Count
     tasks_per_node: Count
     """Ranks on a node."""

@@ -33,13 +33,13 @@ MEETING = (
 """Lines of a batch script by which the ranks of a run find each other (pspo.ranks.place)."""
 
 
-def minutes(limit: str) -> int:
+def minutes(limit: str | int) -> int:
     """A time limit as sbatch writes it, in minutes, which submitit wants; a part of one counts as one.
 
-    >>> [minutes(limit) for limit in ("90", "90:30", "24:00:00", "2-12", "1-00:00:01")]
+    >>> [minutes(limit) for limit in (90, "90:30", "24:00:00", "2-12", "1-00:00:01")]
     [90, 91, 1440, 3600, 1441]
     """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(limit))
     parts = [int(part) for part in found.groups()[1:] if part is not None] if found else []
     if found and found[1] is None and len(parts) < 3:
         parts = [0, *parts]  # minutes, or minutes:seconds
