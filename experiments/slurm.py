@@ -193,8 +193,18 @@ def command(cfg: StudyConfig, target: str, *more: str) -> str:
     typed = ["make", target, f"STUDY={cfg.study}", f"SCALE={cfg.scale}"]
     if any(shlex.quote(text) != text for text in arguments):  # in ARGS they would be quoted twice
         launcher = ["launcher=slurm"] if target == "slurm" else []
-        return shlex.join(["python", f"experiments/{PROGRAMS[target]}", *launcher, *plain[:2], *arguments])
+        words = ["python", f"experiments/{PROGRAMS[target]}", *launcher, *plain[:2], *arguments]
+        return " ".join(map(quoted, words))
     return " ".join([*typed, f'ARGS="{" ".join(arguments)}"'] if arguments else typed)
+
+
+def quoted(text: str) -> str:
+    """For a shell; in double quotes where that will do, because settings have single ones.
+
+    >>> print(quoted("steps=2"), quoted("overrides=['steps=2']"))
+    steps=2 "overrides=['steps=2']"
+    """
+    return f'"{text}"' if shlex.quote(text) != text and not set(text) & set('"$`\\!') else shlex.quote(text)
 
 
 def arguments_of(cfg: StudyConfig) -> list[str]:

@@ -163,7 +163,7 @@ def test_a_job_gets_nothing_of_the_job_it_was_submitted_from(monkeypatch: pytest
     assert (env["PSPO_CONTAINER"], env["PSPO_MAX_REQUEUES"]) == ("/images/pspo.sif", "3") and "PSPO_PYTHON" not in env
 
 
-EXAMPLES = ("jobs.queue", "jobs.verdicts", "jobs.states")
+EXAMPLES = ("slurm", "jobs.queue", "jobs.verdicts", "jobs.states")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -88,6 +88,8 @@ class Daemons:
         # srun and sbatch take options from variables; those of a job that these tests run in are not theirs.
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
         self.env = clean | {"PATH": PATH, "SLURM_CONF": str(self.place / "slurm.conf")}
+        if self.env.pop("PYTHONDONTWRITEBYTECODE", ""):  # or each of many processes compiles torch and vLLM anew
+            self.env["PYTHONPYCACHEPREFIX"] = str(self.place / "pycache")
 
     def __enter__(self) -> Self:
         self.place.mkdir(parents=True, exist_ok=True)
@@ -138,6 +140,7 @@ class Daemons:
         """Ends all daemons and whatever jobs have left."""
         for name in (*NODES, "control", "munge"):
             self.power_off(name)
+        shutil.rmtree(self.place / "pycache", ignore_errors=True)
 
     def power_off(self, name: str) -> None:
         """Kills everything that was started on a machine, at one blow."""

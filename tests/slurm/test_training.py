@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import os
 import re
 import subprocess
 import sys
@@ -33,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, checkpoint: str, root: Path
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: str, root: Path, started: Cluster
 ) -> Callable[[str], dict[str, object]]:
     """A function that gives the outcome of the run with an engine on two ranks, without SLURM."""
 
@@ -43,7 +42,7 @@ def undisturbed(
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
         settings = [*RUN, f"rollout={engine}", f"model.path={checkpoint}", f"run_dir={run_dir}"]
         done = subprocess.run(
-            [*launch, "pspo.train", *settings], cwd=root, env=os.environ | ENV, capture_output=True, text=True
+            [*launch, "pspo.train", *settings], cwd=root, env=started.env | ENV, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr[-4000:]
         return outcome(run_dir)
