@@ -29,6 +29,7 @@ DONE = Verdict("done", "")
 MARK = "== "
 """Begins the line in a log that an attempt opens with (attempts.py)."""
 TASK = re.compile(r"^srun: error: \S+: tasks? [\d,\[\]-]+: Exited with exit code (\d+)")
+WORKER = re.compile(r"\bfailed \(exitcode: (\d+)\) local_rank: ")  # torchrun, whose own status may come too late
 CRASH = re.compile(
     r"^srun: error: \S+: tasks? [\d,\[\]-]+: (?:Segmentation fault|Aborted|Bus error|Illegal|Floating|Out Of Memory).*"
     r"|^(?:slurmstepd|srun).*\boom.kill.*",
@@ -58,7 +59,7 @@ def judge(status: int, log: Sequence[str]) -> Verdict:
         return Verdict("failed", crashes[-1])
     if lost := [line for line in log if CLUSTER.match(line)]:
         return Verdict("again", lost[-1])
-    statuses = {status, *(int(found.group(1)) for line in log if (found := TASK.match(line)))}
+    statuses = {status, *(int(found.group(1)) for line in log if (found := TASK.match(line) or WORKER.search(line)))}
     own = sorted(code for code in statuses if code not in (0, AGAIN, STOPPED) and not ended_by(code))
     if own:
         return Verdict("failed", f"{reason_in(log)} (exit status {own[0]})")

@@ -20,6 +20,7 @@ import status
 from jobs.attempts import attempts_of
 from jobs.ledger import Ledger
 from jobs.states import Survey
+from jobs.verdicts import Verdict, judge
 from pspo.config import StudyConfig
 from studies import Cell, load_study
 
@@ -28,6 +29,8 @@ pytestmark = pytest.mark.slurm
 ROOT = Path(__file__).resolve().parents[2]
 STARTS_S = 120.0
 """From its submission to a job's program, at most: a Python of some size starts before it, on a busy machine."""
+
+CANNOT_GO_ON = Verdict("failed", "pspo: rank 1 cannot go on (exit status 1)")
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +216,7 @@ def test_one_ranks_error_ends_the_job_although_the_other_saves(cluster: Cluster,
     ended = cluster.wait_for_job(job, "FAILED")
     assert ended["Restarts"] == "0"
     [only] = attempts_of(log)
-    assert only.verdict == ("failed", "pspo: rank 1 cannot go on (exit status 1)")
+    assert only.verdict == CANNOT_GO_ON
     assert "SIGTERM: saving" in log.read_text()
 
 
@@ -252,12 +255,12 @@ def test_torchrun_hands_on_the_warning_and_ends_as_its_workers_do(cluster: Clust
     script = tmp_path / "job.sh"
     script.write_text('#!/bin/bash\nsource "$PSPO_HOME/slurm/job.sh"\nlaunch "$@" &\nwait_for $!\n')
     options = ["-N2", "--ntasks-per-node=1", f"--output={tmp_path}/%j.log"]
-    for behaviour, expected in (("wait", "75"), ("fail1", "1")):
+    for behaviour, expected in (("wait", Verdict("again", "told to stop; saved")), ("fail1", CANNOT_GO_ON)):
         env = {"PSPO_LAUNCH": "torchrun", "BEHAVIOUR": behaviour}
         job = cluster.sbatch(*options, str(script), str(worker), **ours(), **env)
-        ranks_are_up(tmp_path / f"{job}.log", 2)
+        log = tmp_path / f"{job}.log"
+        ranks_are_up(log, 2)
         if behaviour == "wait":
             cluster.call("scancel", "--signal=USR1", job)
-        cluster.wait_for_job(job, "FAILED")
-        codes = re.findall(r"task \d: Exited with exit code (\d+)", cluster.output(job))
-        assert expected in codes, cluster.output(job)
+        ended = cluster.wait_for_job(job, "FAILED")
+        assert judge(int(ended["ExitCode"].partition(":")[0]), log.read_text().splitlines()) == expected

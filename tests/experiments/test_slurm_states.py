@@ -118,7 +118,7 @@ def test_an_index_means_the_run_that_it_meant_on_submission(tmp_path: Path) -> N
     read.add(read.submissions[first.token], "start", "16")
     mine = read.last_job("start", ["a", "b", "c"])
     assert mine is not None and mine.job == "16" and read.last_job("start", ["b", "c", "d"]) is None
-    assert read.job_names()[read.job_name(first, "report")] == (first, "report")
+    assert read.job_names()[read.job_name(first, "report")] == (read.submissions[first.token], "report")
 
 
 def test_a_start_that_was_made_for_other_runs_says_nothing_of_these(tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ NODE_FAILED = [
     "srun: Force Terminated StepId=1.0",
 ]
 PEER_LOST = ['pspo: rank 1 has given no sign of life for 60 s; it was in "sampling of step 3"']
+# Of torchrun, whose agent on the other node ended first, so that srun ended the one whose worker had failed.
+TORCHRUN_FAILED = [
+    "pspo: no prompt is left",
+    "E1123 02:56:59.7 28336 torch/distributed/elastic/api.py:1002] failed (exitcode: 1) local_rank: 0 (pid: 2)",
+    "torchrun: the ranks of another node have ended (no answer)",
+    "srun: error: n2: task 1: Exited with exit code 76",
+    "srun: error: n1: task 0: Terminated",
+]
 TWO_AT_ONCE = ["pspo: another process is at work in run_dir=runs/clip-gentle-s0-f3af13d4e9"]
 TRACEBACK = [
     "pspo: runs/clip goes on after step 3",
@@ -55,6 +63,7 @@ TRACEBACK = [
         (130, ["pspo: interrupted"], "again", "ended by SIGINT"),
         (1, TRACEBACK, "failed", "torch.OutOfMemoryError: CUDA out of memory (exit status 1)"),
         (2, ["pspo: wrong setting: steps=0: input"], "failed", "pspo: wrong setting: steps=0: input (exit status 2)"),
+        (143, TORCHRUN_FAILED, "failed", "pspo: no prompt is left (exit status 1)"),
         (75, ONE_RANK_FAILED, "failed", "pspo: no prompt is left (exit status 1)"),
         (1, NODE_FAILED, "again", "srun: error: Node failure on n2"),
         (1, PEER_LOST, "again", PEER_LOST[0]),
