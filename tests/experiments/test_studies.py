@@ -107,7 +107,7 @@ def test_a_mistake_in_a_study_is_one_line_that_names_it(
 
 
 def test_an_unknown_study_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"study=mian: must be one of main, smoke"):
+    with pytest.raises(ConfigError, match=r"study=mian: must be one of alpha, main, smoke"):
         load_study("mian")
 
 
