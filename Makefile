@@ -4,6 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
+unexport PYTHONDONTWRITEBYTECODE # without bytecode on the disk each program compiles torch and vLLM anew: 15 s and more
 .NOTPARALLEL: # the programs use the cores themselves
 
 STUDY ?= main
