@@ -64,7 +64,8 @@ def judge(status: int, log: Sequence[str]) -> Verdict:
     if own:
         return Verdict("failed", f"{reason_in(log)} (exit status {own[0]})")
     number = ended_by(status)
-    if AGAIN in statuses and number in ("", "SIGTERM"):  # which srun sends to those that take longer to end
+    # srun sends SIGTERM to those that take longer to end; a warning may come again to one that has saved and ends.
+    if AGAIN in statuses and number in ("", "SIGTERM", "SIGUSR1"):
         return Verdict("again", "told to stop; saved")
     if number:
         return Verdict("again", f"ended by {number}")

@@ -26,7 +26,7 @@ def main(run_dir: Path, after: int | None, last: int, how: str, *settings: str) 
         print(f"started {time.perf_counter() - started:.2f}", tracker.ids(), flush=True)
         assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
         if how == "stopped":
-            raise Stopped(75)
+            raise Stopped(signal.SIGTERM)
         for step in range(0 if after is None else after + 1, last + 1):
             begun = time.perf_counter()
             tracker.log(step, {"reward/mean": step / 8, "ratio/max": float("nan")})
