@@ -105,6 +105,7 @@ def run(cfg: EvalConfig) -> None:
     problems = problems_of(cfg, config_of(run_dir))
     paths = {temperature: out_path(cfg, temperature, checkpoint, run_dir) for temperature in cfg.temperatures}
 
+    from pspo.checkpoint import verify_policy
     from pspo.data import load_report, load_tokenizer, make_prompter
     from pspo.evalfile import EvalFile, evaluate_to_file, identity_of, weights_digest
     from pspo.evaluation import Protocol
@@ -120,6 +121,7 @@ def run(cfg: EvalConfig) -> None:
         prepare(cfg.device, cfg.threads)
         pinned = cfg.model.revision if checkpoint == cfg.model.path else None  # that of another model is not this one's
         directory = local_checkpoint(checkpoint, cfg.revision or pinned)
+        verify_policy(Path(directory))
         prompter = make_prompter(cfg.prompt, cfg.data, load_tokenizer(directory))
         about: dict[str, Any] = {
             "checkpoint": checkpoint,

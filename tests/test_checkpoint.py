@@ -1,5 +1,7 @@
 """Checkpoints: whole or absent, verified before they are loaded, for any number of ranks."""
 
+import errno
+import importlib
 import json
 import os
 import resource
@@ -7,12 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from pspo.checkpoint import Checkpoints
+from pspo.checkpoint import Checkpoints, verify_policy
 from pspo.errors import PspoError
 from pspo.ranks import Ranks
 
@@ -96,6 +99,44 @@ def test_a_damaged_one_is_named_and_skipped_for_the_one_before(three, capsys, da
     assert three.newest().step == 3
 
 
+def fails_with(number, name, of=None):
+    """As on a disk or server that has trouble: `open` and `listdir` of what is called so raise this error."""
+
+    def broken(path, *more, **options):
+        if str(path).endswith(name):
+            raise OSError(number, os.strerror(number), str(path))
+        return of(path, *more, **options)
+
+    return broken
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize(
+    "call, name",
+    [("builtins.open", "step-3/model.safetensors"), ("io.open", "step-3/manifest.json"), ("os.listdir", "s")],
+)
+def test_one_that_cannot_be_read_now_is_not_given_up(three, monkeypatch, number, call, name):
+    module, _, function = call.rpartition(".")
+    of = getattr(importlib.import_module(module), function)
+    with monkeypatch.context() as trouble:
+        trouble.setattr(call, fails_with(number, name, of))
+        with pytest.raises(PspoError, match=f"{name}.* cannot be read: {os.strerror(number)}; nothing was changed"):
+            three.newest()
+    assert three.steps() == [1, 2, 3] and three.newest().step == 3
+
+
+def test_what_is_flushed_before_it_gets_its_name(checkpoints, monkeypatch):
+    """All files and directories of a checkpoint, then the rename, then the directory that has the name."""
+    done, fsync, rename = [], os.fsync, Path.rename
+    monkeypatch.setattr("os.fsync", lambda fd: (done.append(Path(os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd))[1])
+    monkeypatch.setattr(Path, "rename", lambda path, to: (done.append(("rename", path, to)), rename(path, to))[1])
+    checkpoints.save(1, policy, STATE, {})
+    place, fresh, whole = checkpoints.directory, checkpoints.directory / ".step-1.writing", checkpoints.at(1)
+    named = done.index(("rename", fresh, whole))
+    written = {fresh / path.relative_to(whole) for path in whole.rglob("*")}
+    assert {*written, fresh, place.parent} <= set(done[:named]) and place in done[named:]
+
+
 def test_where_all_are_damaged_there_is_none(three):
     for step in three.steps():
         flip(three.at(step) / "model.safetensors")
@@ -143,6 +184,16 @@ def test_a_damaged_best_policy_is_not_evaluated(three):
     flip(three.at(1) / "model.safetensors")
     with pytest.raises(PspoError, match=r"step-1 is damaged \(model.safetensors is not what was written.*remove"):
         three.policy(1)
+
+
+def test_a_damaged_policy_is_no_start_of_anything(three, tmp_path):
+    verify_policy(three.at(3))
+    verify_policy(tmp_path)  # of somebody else, without a manifest
+    shutil.rmtree(three.at(3) / "state")
+    verify_policy(three.at(3))
+    flip(three.at(3) / "model.safetensors")
+    with pytest.raises(PspoError, match=r"step-3 is damaged: model.safetensors is not what was written"):
+        verify_policy(three.at(3))
 
 
 def test_a_full_disk_leaves_what_was_there_and_says_where_the_run_goes_on(three):

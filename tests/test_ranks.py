@@ -14,6 +14,7 @@ import pytest
 
 from pspo.errors import PspoError
 from pspo.ranks import STOPPED, Ranks, find_place, joined
+from pspo.stopping import AGAIN
 
 PLENTY = 60  # seconds: a time-out that no test here means to reach
 SHORT = 3.0  # seconds: one that is reached
@@ -168,15 +169,22 @@ def test_a_failed_start_ends_ranks_that_wait_inside_it(launcher):
     """Rank 1 has left a collective that rank 0 stays in."""
     first, second = launcher.start("one_fails_inside_a_collective", 2, timeout=2 * SHORT).end()
     assert second.status == 1 and second.err == "rank 1: model.path=/x: no such file\n"
-    assert first.status in (1, STOPPED)
+    assert first.status == STOPPED
     assert "rank 1: model.path=/x: no such file" in first.err
 
 
 def test_an_exception_on_one_rank_is_named_on_the_others(launcher):
     first, second = launcher.start("one_raises", 2).end(within=PROMPT)
     assert second.status == 1 and "Traceback" in second.err
-    assert first.status in (1, STOPPED)
+    assert first.status == STOPPED
     assert 'rank 1 failed in "sampling of step 1": ValueError: no prompt is left' in first.err
+
+
+def test_where_one_is_told_to_stop_all_end_with_its_status(launcher):
+    """As in a job whose first node alone is warned while it loads: the job goes back to the queue."""
+    first, second = launcher.start("one_is_told_to_stop", 2).end(within=PROMPT)
+    assert [first.status, second.status] == [AGAIN, AGAIN]
+    assert 'rank 1 was told to stop in "loading"' in first.err
 
 
 @pytest.mark.parametrize(("scenario", "dead"), [("one_is_killed", 1), ("first_is_killed", 0)])
@@ -184,7 +192,7 @@ def test_a_killed_rank_is_named_with_the_collective_that_misses_it(launcher, sce
     ended = launcher.start(scenario, 3).end(within=PROMPT)
     assert ended[dead].status == -signal.SIGKILL
     for rank in {0, 1, 2} - {dead}:
-        assert ended[rank].status in (1, STOPPED)
+        assert ended[rank].status == STOPPED
         assert f"rank {dead} has died" in ended[rank].err
         assert f'rank {rank} was in "gather of step 1"' in ended[rank].err
 
@@ -245,7 +253,7 @@ def test_a_process_group_that_vllm_has_destroyed_is_not_missed(launcher):
 def test_a_rank_that_never_starts_is_named(launcher):
     ended = launcher.start("talk", 3, timeout=2, ranks=[0, 2]).end()
     assert [(rank.status, rank.err) for rank in ended] == [
-        (1, "rank 1 of 3 did not come within 2 s of the start\n")
+        (STOPPED, "rank 1 of 3 did not come within 2 s of the start\n")
     ] * 2
 
 

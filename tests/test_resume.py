@@ -6,11 +6,11 @@ import json
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -21,7 +21,10 @@ import torch
 from known import SETTINGS, make_policy, outcome
 
 from pspo.config import TrainConfig, compose
+from pspo.errors import PspoError
+from pspo.files import write_whole
 from pspo.provenance import provenance
+from pspo.ranks import Ranks
 from pspo.run import Run
 from pspo.stopping import AGAIN, Stopped, stoppable
 from pspo.train import train
@@ -129,13 +132,14 @@ def test_killed_at_the_very_end_it_is_completed(start, tmp_path):
     assert {path.name for path in (tmp_path / "a").iterdir() if path.name[0] == "."} == {".lock"}
 
 
-def test_where_every_checkpoint_is_lost_it_begins_again(start, signalled, tmp_path):
+def test_where_every_checkpoint_is_lost_it_says_so_and_begins_again(start, signalled, tmp_path, capsys):
     undisturbed = outcome(start(tmp_path / "a"))
     signalled(3)
     with pytest.raises(Stopped):
         start(tmp_path / "b")
     shutil.rmtree(tmp_path / "b/checkpoints")
     assert outcome(start(tmp_path / "b")) == undisturbed
+    assert f"{tmp_path / 'b'} begins again, steps 1 to 3 too: no checkpoint is whole" in capsys.readouterr().err
 
 
 def test_interrupted_in_its_last_evaluation(start, tmp_path, monkeypatch):
@@ -143,16 +147,31 @@ def test_interrupted_in_its_last_evaluation(start, tmp_path, monkeypatch):
     undisturbed = outcome(start(tmp_path / "a", *settings))
     parts = tmp_path / "b/eval/.wordproblems.jsonl.parts"
 
-    def when_the_first_chunk_is_there():
-        while not list(parts.glob("0*.jsonl")):
-            time.sleep(0.002)
-        os.kill(os.getpid(), signal.SIGUSR1)
+    def write(path, text):
+        write_whole(path, text)
+        if path.parent == parts and path.suffix == ".jsonl":  # the first chunk is there
+            os.kill(os.getpid(), signal.SIGUSR1)
 
-    threading.Thread(target=when_the_first_chunk_is_there, daemon=True).start()
-    with pytest.raises(Stopped):
-        start(tmp_path / "b", *settings)
+    with monkeypatch.context() as told:
+        told.setattr("pspo.evalfile.write_whole", write)
+        with pytest.raises(Stopped):
+            start(tmp_path / "b", *settings)
     assert not (tmp_path / "b/DONE").exists() and list(parts.glob("0*.jsonl"))
     assert outcome(start(tmp_path / "b", *settings)) == undisturbed
+
+
+def test_a_signal_while_the_ranks_ask_each_other_is_not_lost(start, tmp_path, monkeypatch):
+    gather, left = Ranks.gather, {"the end of step 2": True}
+
+    def told_meanwhile(ranks, value, what):
+        if left.pop(what, False):
+            os.kill(os.getpid(), signal.SIGTERM)  # `value`, nothing, is on its way already
+        return gather(ranks, value, what)
+
+    monkeypatch.setattr(Ranks, "gather", told_meanwhile)
+    with pytest.raises(Stopped):
+        start(tmp_path / "a")
+    assert len((tmp_path / "a/metrics.jsonl").read_text().splitlines()) == 1 + 3  # one step later
 
 
 def test_ctrl_c_once_saves_and_twice_quits(start, signalled, tmp_path, capfd):
@@ -211,6 +230,32 @@ def test_another_machine_or_package_is_told_and_kept_on_record(start, signalled,
     assert [entry["from_step"] for entry in made_with] == [0, 3]
 
 
+def test_a_policy_that_has_changed_under_its_name_is_told(start, signalled, checkpoint, tmp_path):
+    policy = shutil.copytree(checkpoint, tmp_path / "policy")
+    signalled(2)
+    with pytest.raises(Stopped):
+        start(tmp_path / "a", f"model.path={policy}")
+    config = (policy / "config.json").read_text()
+    (policy / "config.json").write_text(config + " ")
+    before = {path: path.read_bytes() for path in (tmp_path / "a").rglob("*") if path.is_file()}
+    with pytest.raises(PspoError, match="cannot go on: the starting policy are not those it began with"):
+        start(tmp_path / "a", f"model.path={policy}")
+    assert {path: path.read_bytes() for path in before} == before
+    (policy / "config.json").write_text(config)
+    start(tmp_path / "a", f"model.path={policy}")
+
+
+def test_a_clock_that_jumps_changes_nothing(start, signalled, tmp_path, monkeypatch):
+    undisturbed = outcome(start(tmp_path / "a"))
+    signalled(2)
+    with pytest.raises(Stopped):
+        start(tmp_path / "b")
+    monkeypatch.setattr("time.time", lambda: 1e9)  # 2001
+    for path in (tmp_path / "b").rglob("*"):
+        os.utime(path, (4e9, 4e9))  # 2096
+    assert outcome(start(tmp_path / "b")) == undisturbed
+
+
 def test_outside_the_steps_a_signal_ends_at_once_and_handlers_are_given_back():
     before = signal.getsignal(signal.SIGUSR1)
     with pytest.raises(Stopped) as stopped, stoppable():
@@ -242,6 +287,21 @@ def command(checkpoint, run_dir, ranks, *overrides):
     return [sys.executable, "-m", *launch, "pspo.train", *settings]
 
 
+@pytest.mark.parametrize(
+    "then, told, status",
+    [("SIGUSR1", "SIGUSR1", AGAIN), ("SIGTERM", "SIGUSR1", AGAIN), ("SIGTERM", None, 0), ("SIGINT", None, 130)],
+)
+def test_after_its_work_a_program_ends_with_its_own_status_whatever_it_hears(then, told, status):
+    """Of a second warning Python's own end would die, when handlers are gone; of Ctrl-C it would show a traceback."""
+    program = (
+        "import atexit, os, signal; from pspo.stopping import ending, stoppable\n"
+        f"atexit.register(lambda: os.kill(os.getpid(), signal.{then}))\n"
+        f"with ending(), stoppable(): {f'os.kill(os.getpid(), signal.{told})' if told else 'pass'}"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == status and "Traceback" not in done.stderr
+
+
 FULL_DISK = """
 import resource, runpy, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (AT_MOST, resource.RLIM_INFINITY))
@@ -264,10 +324,7 @@ def test_a_launchers_signal_after_slurms_is_heard_and_a_stop_crosses_processes()
 @pytest.mark.slow
 def test_on_a_full_disk_it_stops_with_one_line_and_loses_nothing(start, checkpoint, tmp_path, root):
     undisturbed = outcome(start(tmp_path / "a", "saving.every=2"))
-    metrics = (tmp_path / "a/metrics.jsonl").read_bytes()
-    limit = sum(map(len, metrics.splitlines(keepends=True)[:4])) + 100  # in the middle of the line of step 4
     weights = (tmp_path / "a/checkpoints/step-4/model.safetensors").stat().st_size
-    assert limit < weights
     [_, _, *arguments] = command(checkpoint, tmp_path / "b", 1, "saving.every=2")
     for bytes_, said in ((weights - 1000, "step-2 cannot be written: "), (None, "")):
         program = FULL_DISK.replace("AT_MOST", str(bytes_ or -1))
@@ -277,6 +334,53 @@ def test_on_a_full_disk_it_stops_with_one_line_and_loses_nothing(start, checkpoi
         assert (done.returncode, "Traceback" in done.stderr) == (1 if bytes_ else 0, False), done.stderr[-2000:]
         assert said in done.stderr
     assert outcome(tmp_path / "b") == undisturbed
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A function that mounts a disk with these options, or gives it others; its directory."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options: str) -> Path:
+        again = ["-o", f"remount,{options}"] if place.is_mount() else ["-t", "tmpfs", "-o", options, "tmpfs"]
+        done = subprocess.run(["mount", *again, str(place)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a disk cannot be mounted here: {done.stderr.strip()}")
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_where_nothing_can_be_written_it_says_so_and_nothing_is_lost(start, signalled, disk, tmp_path):
+    undisturbed, place = outcome(start(tmp_path / "a")), disk("size=64m")
+    signalled(2)
+    with pytest.raises(Stopped):
+        start(place / "b")
+    disk("ro")
+    with pytest.raises(PspoError, match="b cannot be written: Read-only file system"):
+        start(place / "b")
+    disk("rw")
+    assert outcome(start(place / "b")) == undisturbed
+
+
+@pytest.mark.slow
+def test_on_a_disk_that_is_full_within_a_line_it_goes_on_without_what_is_torn(start, checkpoint, disk, tmp_path, root):
+    settings = ["steps=12", "saving.every=100", "eval.every=0"]
+    undisturbed = outcome(start(tmp_path / "a", *settings))
+    page = resource.getpagesize()
+    config = -(-(tmp_path / "a/config.yaml").stat().st_size // page)
+    for size, status in ((2 * config * page, 1), (64 << 20, 0)):  # while it is replaced, config.yaml is there twice
+        place = disk(f"size={size}")
+        run = command(checkpoint, place / "b", 1, *settings)
+        done = subprocess.run(run, cwd=root, capture_output=True, text=True, env=ENV)
+        assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr[-2000:]
+        if status:
+            assert "metrics.jsonl cannot be written: No space left on device" in done.stderr
+            assert not (place / "b/metrics.jsonl").read_text().endswith("\n")  # torn
+    assert outcome(place / "b") == undisturbed
 
 
 @pytest.mark.slow
@@ -307,4 +411,4 @@ def test_two_ranks_stop_together_and_go_on_as_two_or_as_one(checkpoint, tmp_path
     two, one = outcome(tmp_path / "a"), outcome(tmp_path / "c")
     for line, other in zip(two["metrics"], one["metrics"], strict=True):
         assert line["step"] == other["step"] and line.get("reward/mean") == pytest.approx(other.get("reward/mean"))
-    assert one["files"].keys() == two["files"].keys() or set(one["files"]) != set()
+    assert one["files"].keys() == two["files"].keys()

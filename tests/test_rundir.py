@@ -57,6 +57,18 @@ def test_what_does_not_change_the_numbers_may_change(cfg, tmp_path):
         assert load_yaml(tmp_path / "config.yaml", TrainConfig) == other
 
 
+def test_settings_of_an_older_version_are_no_hindrance_where_no_number_depends_on_them(cfg, tmp_path):
+    with claimed(tmp_path, cfg):
+        pass
+    text = (tmp_path / "config.yaml").read_text()
+    assert "  every: 1\n" in text
+    (tmp_path / "config.yaml").write_text(
+        text.replace("  every: 1\n", "  often: true\n")
+    )  # of saving, which had others
+    with claimed(tmp_path, cfg):
+        assert load_yaml(tmp_path / "config.yaml", TrainConfig) == cfg
+
+
 @pytest.mark.parametrize(
     "make, message",
     [

@@ -76,11 +76,22 @@ def test_interrupted_it_ends_with_the_same_bits(cfg, tmp_path, monkeypatch) -> N
         with pytest.raises(Stopped):
             warm_start(replace(cfg, out=str(tmp_path / "b")))
         assert (tmp_path / ".b.making/checkpoints" / saved).exists() and not (tmp_path / "b").exists()
-    again = warm_start(replace(cfg, out=str(tmp_path / "b")))
+    with pytest.raises(ConfigError, match="holds a run with other settings"):
+        warm_start(replace(cfg, out=str(tmp_path / "b"), sft=replace(cfg.sft, seed=9)))
+    # No weight depends on what it is evaluated with.
+    again = warm_start(replace(cfg, out=str(tmp_path / "b"), eval=replace(cfg.eval, chunk=3)))
     assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     records = [json.loads((made / "sft.json").read_text()) for made in (whole, again)]
     assert records[0]["loss"] == records[1]["loss"] and [r["resumed_at"] for r in records] == [None, 4]
     assert not (tmp_path / ".b.making").exists()
+
+
+def test_what_a_kill_at_the_very_end_leaves_is_cleared_away(cfg, tmp_path) -> None:
+    made = warm_start(replace(cfg, out=str(tmp_path / "a")))
+    for left in (".a.making", "..a.making.old-77"):
+        (tmp_path / left / "checkpoints").mkdir(parents=True)
+    assert warm_start(replace(cfg, out=str(tmp_path / "a"))) == made
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_an_unfinished_directory_is_made_again(cfg, tmp_path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
@@ -32,13 +33,15 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from pspo.errors import PspoError
-from pspo.files import publish, set_aside
+from pspo.files import flush, publish, set_aside
 from pspo.ranks import Ranks
 
 FORMAT = 1
 STATE, MANIFEST = "state", "manifest.json"
 UNWRITABLE = (OSError, SafetensorError, CheckpointException)
-UNREADABLE = (OSError, ValueError, KeyError, TypeError)
+NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+"""Of a checkpoint: that is damage. Other errors of reading may pass, and what cannot be read now is not given up."""
+GARBLED = (*NOT_THERE, ValueError, KeyError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,16 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Of those that are there, whole or damaged."""
-        found = (re.fullmatch(r"step-(\d+)", path.name) for path in self.directory.glob("step-*"))
+        found = (re.fullmatch(r"step-(\d+)", name) for name in self._names())
         return sorted(int(match[1]) for match in found if match)
+
+    def _names(self) -> list[str]:
+        try:
+            return os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _not_now(self.directory, error) from error
 
     def save(
         self, step: int, policy: Callable[[Path], None], state: Mapping[str, Tensor], memory: Mapping[str, Any]
@@ -76,6 +87,9 @@ class Checkpoints:
 
         def begin() -> None:
             shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
+            if not self.directory.exists():
+                self.directory.mkdir(parents=True)
+                flush(self.directory.parent)
             (fresh / STATE).mkdir(parents=True)
             policy(fresh)
 
@@ -87,8 +101,9 @@ class Checkpoints:
         try:
             self.ranks.from_first(begin, what)
             self.ranks.together(lambda: _write_tensors(fresh / STATE, state, self.ranks), what)
-            files = self.ranks.from_first(lambda: _files_of(fresh), what)
-            mine = {name: _sum_of(fresh / name) for name in self.ranks.share(files)}
+            # A rank sees its own files for certain, and those of another machine perhaps later.
+            files = sorted({name for names in self.ranks.gather(_files_of(fresh), what) for name in names})
+            mine = self.ranks.together(lambda: {name: _sum_of(fresh / name) for name in self.ranks.share(files)}, what)
             sums = {name: entry for share in self.ranks.gather(mine, what) for name, entry in share.items()}
             self.ranks.from_first(end, what)
         except UNWRITABLE as error:
@@ -101,7 +116,7 @@ class Checkpoints:
 
     def newest(self) -> Saved | None:
         """The newest that is whole and holds a state, which after the last step is not needed; None where there is
-        none. Says which it skips, and why."""
+        none. Says which it skips, and why. Raises PspoError where one cannot be read, which need not be damage."""
         for step in reversed(self.ranks.from_first(self._tidied, "looking for checkpoints")):
             saved = self._verified(step)
             if isinstance(saved, Saved):
@@ -119,8 +134,9 @@ class Checkpoints:
         return found.path
 
     def _tidied(self) -> list[int]:
-        for left in self.directory.glob(".step-*"):  # by a process that was killed while it wrote or removed
-            shutil.rmtree(left, ignore_errors=True)
+        for name in self._names():
+            if name.startswith(".step-"):  # left by a process that was killed while it wrote or removed
+                shutil.rmtree(self.directory / name, ignore_errors=True)
         return self.steps()
 
     def _verified(self, step: int, state: bool = True) -> Saved | str:
@@ -139,14 +155,18 @@ class Checkpoints:
                     return "it holds a policy alone"
                 wanted = (name for name in manifest["files"] if has_state or not name.startswith(f"{STATE}/"))
                 return {"memory": manifest["memory"], "files": {name: manifest["files"][name] for name in wanted}}
-            except UNREADABLE as error:
+            except GARBLED as error:
                 return f"its {MANIFEST} cannot be read ({error})"
+            except OSError as error:
+                raise _not_now(path / MANIFEST, error) from error
 
         manifest = self.ranks.from_first(read, f"reading step-{step}")
         if isinstance(manifest, str):
             return manifest
-        mine = [_damage(path / name, entry) for name, entry in self.ranks.share(sorted(manifest["files"].items()))]
-        found = [text for share in self.ranks.gather(mine, f"verifying step-{step}") for text in share if text]
+        share = self.ranks.share(sorted(manifest["files"].items()))
+        verify = f"verifying step-{step}"
+        mine = self.ranks.together(lambda: [_damage(path / name, entry) for name, entry in share], verify)
+        found = [text for texts in self.ranks.gather(mine, verify) for text in texts if text]
         return found[0] if found else Saved(step, path, manifest["memory"])
 
     def read(self, saved: Saved, into: Callable[[str, torch.Size, torch.dtype], Tensor | None]) -> dict[str, Tensor]:
@@ -161,7 +181,10 @@ class Checkpoints:
             wanted = {name: into(name, about.size, about.properties.dtype) for name, about in known.items()}
             tensors = {name: tensor for name, tensor in wanted.items() if tensor is not None}
             with self.ranks.expecting(f"reading the state of step-{saved.step}"):
-                dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(folder), no_dist=self.ranks.size == 1)
+                try:
+                    dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(folder), no_dist=self.ranks.size == 1)
+                except CheckpointException as error:  # a BaseException
+                    raise PspoError(f"{folder} cannot be read: {' '.join(str(error).split())[:500]}") from error
         return tensors
 
     def prune(self, step: int, keep: int, best: int) -> None:
@@ -186,6 +209,14 @@ class Checkpoints:
         if (state := self.at(step) / STATE).is_dir():
             hidden = state.rename(self.directory / f".step-{step}.{STATE}")
             shutil.rmtree(hidden, ignore_errors=True)
+
+
+def verify_policy(path: Path) -> None:
+    """Raises PspoError where `path` is a checkpoint of a run, and its policy is not what was written."""
+    if (path / MANIFEST).is_file() and (step := re.fullmatch(r"step-(\d+)", path.name)):
+        found = Checkpoints(path.parent, -1, Ranks())._verified(int(step[1]), state=False)
+        if isinstance(found, str):
+            raise PspoError(f"{path} is damaged: {found}")
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
@@ -215,11 +246,18 @@ def _damage(path: Path, expected: Mapping[str, Any]) -> str:
     name = f"{path.parent.name}/{path.name}" if path.parent.name == STATE else path.name
     try:
         found = _sum_of(path)
-    except OSError as error:
+    except NOT_THERE as error:
         return f"{name} cannot be read ({error.strerror})"
+    except OSError as error:
+        raise _not_now(path, error) from error
     if found["bytes"] != expected["bytes"]:
         return f"{name} has {found['bytes']} bytes instead of {expected['bytes']}"
     return "" if found == expected else f"{name} is not what was written: its SHA-256 differs"
+
+
+def _not_now(path: Path, error: OSError) -> PspoError:
+    remedy = "nothing was changed; where it stays so, remove that checkpoint to go on from the one before"
+    return PspoError(f"{path} cannot be read: {error.strerror}; {remedy}")
 
 
 class _quiet(warnings.catch_warnings):

@@ -2,11 +2,15 @@
 
 
 class PspoError(Exception):
-    """Something the user can mend; the message says what and how."""
+    """Something the user can mend; the message says what and how. A program that it ends has exit status `status`."""
+
+    status = 1
 
 
 class ConfigError(PspoError):
     """A setting that cannot be: names the setting, the value it was given, and what is allowed."""
+
+    status = 2
 
     def __init__(self, setting: str, value: object, allowed: str) -> None:
         super().__init__(f"{setting}={value}: {allowed}")

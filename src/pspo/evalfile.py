@@ -9,12 +9,11 @@ Imports: evaluation, scores. No torch.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from pspo.files import digest, write_whole
 from pspo.grading import Grader, Style
 from pspo.provenance import gpus, provenance, versions
 from pspo.rollout import Completer
+from pspo.rundir import PATIENCE_S, locked
 from pspo.scores import Record, scores
 from pspo.types import Problem
 
@@ -95,10 +95,8 @@ class EvalFile:
         """The folder of finished chunks, for one process at a time; chunks of another identity are thrown away."""
         self.parts.mkdir(parents=True, exist_ok=True)
         with open(self.parts / ".lock", "a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise PspoError(f"another process is writing {self.path}; wait for it, or end it") from None
+            if not locked(lock, PATIENCE_S):
+                raise PspoError(f"another process is at work in {self.path}; wait for it, or end it")
             written = self.parts / "identity.json"
             if not written.exists() or written.read_text(encoding="utf-8") != json.dumps(self.identity):
                 for part in self.parts.glob("[0-9]*.jsonl"):
@@ -215,7 +213,6 @@ def identity_of(
 
     weights    `weights_digest` of the checkpoint
     """
-    asked = [(problem.id, problem.question, problem.gold) for problem in problems]
     installed = versions()
     settings = rollout.vllm and asdict(rollout.vllm)
     made_of = {
@@ -223,7 +220,7 @@ def identity_of(
             "checkpoint": weights,
             "prompt": prompter.hash,
             "ends": asdict(prompter.ends),
-            "problems": hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16],
+            "problems": problems_digest(problems),
             "decoding": asdict(protocol.decoding),
             "seed": None if protocol.greedy else protocol.seed,
             "engine": {"name": rollout.engine, "dtype": rollout.dtype, "settings": settings},
@@ -239,6 +236,12 @@ def identity_of(
         },
     }
     return json.loads(json.dumps(made_of))  # so that it equals what is read back: lists, not tuples
+
+
+def problems_digest(problems: Iterable[Problem]) -> str:
+    """Of their ids, questions and golds, in this order."""
+    asked = [(problem.id, problem.question, problem.gold) for problem in problems]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
 
 def weights_digest(checkpoint: Path) -> str:

@@ -19,6 +19,7 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        flush(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -35,10 +36,10 @@ def digest(files: Iterable[Path]) -> str:
 def publish(fresh: Path, target: Path) -> None:
     """Flushes all of the directory `fresh` to the disk and renames it to `target`, in place of what is there."""
     for path in (*sorted(fresh.rglob("*")), fresh):
-        _flush(path)
+        flush(path)
     old = set_aside(target) if target.exists() else None
     fresh.rename(target)
-    _flush(target.parent)
+    flush(target.parent)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -49,7 +50,8 @@ def set_aside(directory: Path) -> Path:
     return directory.rename(directory.with_name(f".{directory.name}.old-{os.getpid()}"))
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Waits until a file, or the names in a directory, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

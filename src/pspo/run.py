@@ -47,8 +47,8 @@ from pspo.provenance import provenance
 from pspo.ranks import PeerError, Ranks
 from pspo.rollout import Decoding, make_sampler
 from pspo.seeds import derive
-from pspo.startup import data_reports, load_parts, prepare, starting_checkpoint
-from pspo.stopping import Stop
+from pspo.startup import data_reports, load_parts, origins, prepare, starting_checkpoint
+from pspo.stopping import Stop, Stopped
 from pspo.tracking import Tracker
 from pspo.trainstate import GENERATOR, generator_tensors, seed_generators, set_generators
 from pspo.types import Completion, Group, Problem, samples_of
@@ -65,7 +65,7 @@ class Run:
     def __init__(self, cfg: TrainConfig, ranks: Ranks, stop: Stop | None = None) -> None:
         self.cfg, self.ranks, self.stop, self.dir = cfg, ranks, stop or Stop(), run_dir_of(cfg)
         self.memory = Memory([{"from_step": 0, "ranks": ranks.size, **provenance()}])
-        self.resumed = False
+        self.resumed = self.told = False
         self._clear()
 
     def __enter__(self) -> Run:
@@ -80,7 +80,7 @@ class Run:
     def _open(self, stack: ExitStack) -> None:
         cfg, started = self.cfg, time.perf_counter()
         self.ranks.together(self._find_directory, "looking for the run's directory")
-        prepare(cfg.device, cfg.threads)
+        prepare(cfg.device, cfg.threads, cfg.deterministic)
         checkpoint = starting_checkpoint(cfg)
         self.grader = stack.enter_context(Grader(cfg.grading.workers, cfg.grading.timeout))
         if cfg.prompt.style == "math":
@@ -88,6 +88,7 @@ class Run:
         self.tokenizer = load_tokenizer(checkpoint)
         self.prompter = make_prompter(cfg.prompt, cfg.data, self.tokenizer)
         self.data = load_parts(cfg, self.prompter)
+        self.memory.made_from = self.ranks.from_first(lambda: origins(cfg, checkpoint, self.data), "reading the data")
         if self.ranks.first and (reports := data_reports(cfg)):
             write_whole(self.dir / "data.json", json.dumps(reports, indent=1) + "\n")
         longest = cfg.rollout.max_prompt_tokens + max(cfg.rollout.max_new_tokens, cfg.eval.max_new_tokens)
@@ -98,10 +99,25 @@ class Run:
         self.checkpoints = Checkpoints(self.dir / "checkpoints", cfg.steps, self.ranks)
         self.saved = self.checkpoints.newest()
         newest, after = (None, None) if self.saved is None else (self.saved.path, self.saved.step)
+        if self.saved is None and self.ranks.first and (lost := self._steps_on_record()) > 0:
+            print(f"pspo: {self.dir} begins again, steps 1 to {lost} too: no checkpoint is whole", file=sys.stderr)
         load = partial(make_learner, cfg, checkpoint, self.ranks, newest)
         self.learner = self.ranks.together(load, "loading the policy")
-        self.tracker = stack.enter_context(Tracker(self.dir, cfg, after)) if self.ranks.first else None
+        self.tracker: Tracker | None = None
+        if self.ranks.first:
+            ids = {} if self.saved is None else self.saved.memory["tracker"]
+            self.tracker = Tracker(self.dir, cfg, after, ids)
+            stack.push(self._close_tracker)
         self.set_up = time.perf_counter() - started
+
+    def _steps_on_record(self) -> int:
+        record = self.dir / "metrics.jsonl"
+        return record.read_bytes().count(b"\n") - 1 if record.exists() else 0  # the first line is of step 0
+
+    def _close_tracker(self, kind: type[BaseException] | None, *_: object) -> None:
+        """A run that was told to stop between two steps leaves its block without an error, with all ranks together."""
+        assert self.tracker is not None
+        self.tracker.__exit__(Stopped if kind is None and self.told else kind)
 
     def _find_directory(self) -> None:
         """The first rank has made it; the best checkpoint in it is loaded by all."""
@@ -140,7 +156,13 @@ class Run:
 
         state = self.checkpoints.read(saved, into)
         self.learner.load_training_state(state)
-        [here], self.memory = self.memory.made_with, Memory.read(saved.memory)
+        now, self.memory = self.memory, Memory.read(saved.memory)
+        if changed := [what for what in now.made_from if now.made_from[what] != self.memory.made_from.get(what)]:
+            raise PspoError(
+                f"{self.dir} cannot go on: {' and '.join(changed)} are not those it began with; put them back, or name "
+                "another run_dir"
+            )
+        [here] = now.made_with
         others = self.memory.goes_on_with(here, saved.step)
         self.ranks.together(partial(self.sampler.load, read_weights(saved.path)), "handing the weights to the samplers")
         set_generators(self.ranks.rank, device, state)
@@ -354,17 +376,18 @@ class Run:
         What there is to save is small because it is saved here: no batch is under way, and what a step takes follows
         from its number.
         """
-        told = self._told_to_stop(step)
+        self.told = self._told_to_stop(step)
         best = step == self.best_step and step in self.memory.validated
-        if told or best or step % self.cfg.saving.every == 0 or step == self.cfg.steps:
+        if self.told or best or step % self.cfg.saving.every == 0 or step == self.cfg.steps:
             with self.clock("save"):  # counted with the next step: this one is on record
                 self._checkpoint(step)
-        return told
+        return self.told
 
     def _told_to_stop(self, step: int) -> bool:
-        asked = self.ranks.gather(self.stop.asked, f"the end of step {step}")
-        self.stop.asked = next(filter(None, asked), None)
-        return self.stop.asked is not None
+        """Decided by what all ranks have said; what this one is told meanwhile waits for the next step."""
+        told = next(filter(None, self.ranks.gather(self.stop.asked, f"the end of step {step}")), None)
+        self.stop.asked = self.stop.asked or told
+        return told is not None
 
     def _checkpoint(self, step: int) -> None:
         with self.ranks.expecting(f"gathering the weights of step-{step}"):

@@ -9,7 +9,7 @@ import fcntl
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -25,12 +25,14 @@ PATIENCE_S = 20.0  # a process that was killed, or whose job was sent back to th
 
 
 @contextmanager
-def claimed(run_dir: Path, cfg: TrainConfig | SftConfig, patience: float = PATIENCE_S) -> Iterator[bool]:
+def claimed(
+    run_dir: Path, cfg: TrainConfig | SftConfig, patience: float = PATIENCE_S, apart: Sequence[str] = NOT_IN_RUN_ID
+) -> Iterator[bool]:
     """Holds a run directory for one process; yields True where it already holds this run, complete.
 
-    Otherwise it is this run's from here on, with what an earlier attempt has left, from which it goes on. Raises
-    ConfigError where it holds another run or something else, PspoError where another process is at work in it or it
-    cannot be written.
+    `apart` are the settings that may be others than before: no number depends on them. Otherwise it is this run's from
+    here on, with what an earlier attempt has left, from which it goes on. Raises ConfigError where it holds another run
+    or something else, PspoError where another process is at work in it or it cannot be written.
     """
     written = run_dir / "config.yaml"
     try:
@@ -42,15 +44,15 @@ def claimed(run_dir: Path, cfg: TrainConfig | SftConfig, patience: float = PATIE
     except OSError as error:
         raise PspoError(f"run_dir={run_dir} cannot be written: {error.strerror}") from error
     with lock:
-        if not _locked(lock, patience):
+        if not locked(lock, patience):
             raise PspoError(f"another process is at work in run_dir={run_dir}")
         if written.exists():
             try:
-                before = load_yaml(written, type(cfg))
+                before = load_yaml(written, type(cfg), to_yaml(cfg), apart)
             except ConfigError as error:
                 allowed = f"its config.yaml is not one of this version ({error}); name another directory"
                 raise ConfigError("run_dir", run_dir, allowed) from error
-            if config_hash(before, NOT_IN_RUN_ID) != config_hash(cfg, NOT_IN_RUN_ID):
+            if config_hash(before, apart) != config_hash(cfg, apart):
                 allowed = "holds a run with other settings (its config.yaml); name another directory"
                 raise ConfigError("run_dir", run_dir, allowed)
             if (run_dir / "DONE").exists():
@@ -67,7 +69,7 @@ def claimed(run_dir: Path, cfg: TrainConfig | SftConfig, patience: float = PATIE
         yield False
 
 
-def _locked(lock: IO[str], patience: float) -> bool:
+def locked(lock: IO[str], patience: float) -> bool:
     """Takes the lock; False where somebody else holds it for `patience` seconds."""
     for waited in range(int(patience) + 1):
         try:

@@ -19,6 +19,7 @@ import shutil
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from pspo.data.wordproblems import (
 )
 from pspo.errors import ConfigError, NonFiniteError
 from pspo.evaluation import stop_if_not_finite
-from pspo.files import publish
+from pspo.files import publish, set_aside
 from pspo.grading import grade
 from pspo.rollout import Decoding, sample
 from pspo.rundir import claimed
@@ -71,17 +72,26 @@ def warm_start(cfg: SftConfig) -> Path:
     """The directory of the warm start; made if it is not there, complete or not at all. The same config and number of
     threads give the same bits, also where it was interrupted and goes on from a checkpoint of its own."""
     target = Path(cfg.out) if cfg.out is not None else warm_start_dir(cfg)
+    making = target.with_name(f".{target.name}.making")
     if (target / "DONE").exists():
         print(f"warm start: {target} is there")
+        _remove(making)  # of a process that was killed at its very end
         return target
     if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / "config.yaml").exists():
         raise ConfigError("out", target, "is there and holds no warm start; name another directory")
-    making = target.with_name(f".{target.name}.making")
-    with stoppable() as stop, claimed(making, cfg):
+    with stoppable() as stop, claimed(making, cfg, apart=("models", "out", "rollout", "eval")):  # not of the weights
         if not (target / "DONE").exists():  # else another process has made it while this one waited
             _make(cfg, target, making, stop)
-        shutil.rmtree(making)
+        _remove(making)
     return target
+
+
+def _remove(making: Path) -> None:
+    """Under another name first, so that what a kill leaves of it is in nobody's way."""
+    with suppress(FileNotFoundError):  # another process was quicker
+        shutil.rmtree(set_aside(making), ignore_errors=True)
+    for left in making.parent.glob(f".{making.name}.old-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _make(cfg: SftConfig, target: Path, making: Path, stop: Stop) -> None:

@@ -7,22 +7,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers.utils import logging as transformers_logging
 
+from pspo.checkpoint import verify_policy
 from pspo.config import TrainConfig, schema, warm_start_dir
 from pspo.data import Prompter, load_problems, load_report
 from pspo.errors import ConfigError, PspoError
+from pspo.evalfile import problems_digest, weights_digest
 from pspo.evaluation import prompts_of
 from pspo.models import local_checkpoint
 from pspo.types import Problem
 
 
-def prepare(device: str, threads: int | None) -> None:
-    """Sets the number of CPU threads of this process, for libraries loaded later too (None leaves it), and checks that
-    the device is there."""
+def prepare(device: str, threads: int | None, deterministic: bool = False) -> None:
+    """Sets the number of CPU threads of this process, for libraries loaded later too (None leaves it), and whether a
+    GPU has to give the same bits each time; checks that the device is there. Before anything is computed on a GPU."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.disable_progress_bar()
     if threads is not None:
@@ -30,12 +33,21 @@ def prepare(device: str, threads: int | None) -> None:
         torch.set_num_threads(threads)
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device", device, "torch sees no CUDA device on this machine")
+    if device == "cuda":
+        # An operation that has no such kernel raises RuntimeError, and names itself.
+        torch.use_deterministic_algorithms(deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        if deterministic:
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it with its first product
 
 
 def starting_checkpoint(cfg: TrainConfig) -> str:
-    """Directory of the policy that training starts from; raises PspoError where the warm start has not been made."""
+    """Directory of the policy that training starts from; raises PspoError where the warm start has not been made, or a
+    run's checkpoint is damaged."""
     if cfg.model.path is not None:
-        return local_checkpoint(cfg.model.path, cfg.model.revision)
+        directory = local_checkpoint(cfg.model.path, cfg.model.revision)
+        verify_policy(Path(directory))
+        return directory
     made = warm_start_dir(cfg)
     if not (made / "DONE").exists():
         raise PspoError(f"model={cfg.model.name} has no warm start at {made}: make it with `python -m pspo.sft`")
@@ -70,6 +82,14 @@ def load_parts(cfg: TrainConfig, prompter: Prompter) -> Parts:
         for part, problems in (("train", parts.train), ("validation", parts.validation))
     )
     return Parts(train, validation, test)
+
+
+def origins(cfg: TrainConfig, checkpoint: str, parts: Parts) -> dict[str, str]:
+    """Digests of what a run is made from that its settings do not fix: files may change under their names."""
+    found = {"the starting policy": weights_digest(Path(checkpoint))}
+    if not isinstance(cfg.data, schema.WordProblems):  # those follow from their settings
+        found["the problems"] = problems_digest([*parts.train, *parts.validation])
+    return found
 
 
 def data_reports(cfg: TrainConfig) -> dict[str, dict[str, Any]]:

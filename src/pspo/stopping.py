@@ -18,7 +18,8 @@ from typing import Any
 AGAIN = 75
 """Exit status (EX_TEMPFAIL of sysexits.h): the run was told to stop, what it needs to go on is on the disk, and the
 same command goes on from there. slurm/train.sh sends a job that ends with it back to the queue."""
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+WARNINGS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (*WARNINGS, signal.SIGINT)
 
 
 class Stopped(SystemExit):
@@ -76,6 +77,18 @@ class Stop:
         else:
             os.write(2, f"pspo: {asked.name}: stopping; the same command goes on from what is saved\n".encode())
             self.end()
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Around the work of a program. What is left to do then takes a while, and nothing can be lost in it: a cluster's
+    warnings, of which a second one may come, do not change the exit status any more, and Ctrl-C does not wait."""
+    try:
+        yield
+    finally:
+        for number in WARNINGS:
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
 
 
 @contextmanager

@@ -117,6 +117,18 @@ def test_the_clock_is_cpu_time() -> None:
         assert time.monotonic() - start > 2.3  # by the wall clock it would have been over at 1.7
 
 
+def test_a_clusters_warning_to_all_processes_leaves_the_workers_at_work() -> None:
+    """The program goes on to the end of its step, and its answers are graded."""
+    with Grader(workers=1, timeout=30.0) as grader:
+        grader.grade([RIGHT])
+        pids = grader.worker_pids()
+        for pid in (*pids, *map(working_process, pids)):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+                os.kill(pid, number)
+        assert [g.status for g in grader.grade([RIGHT, WRONG])] == ["ok", "ok"]
+        assert grader.worker_pids() == pids
+
+
 @pytest.mark.parametrize("which", ["first", "second"])
 def test_a_worker_that_dies_is_replaced(which: str) -> None:
     def kill(grader: Grader) -> None:

@@ -1,6 +1,5 @@
 """What holds for every text: nothing raises, nothing empty is right, and hostile text costs next to nothing."""
 
-import gc
 import subprocess
 import sys
 import time
@@ -8,6 +7,7 @@ from collections.abc import Iterator
 from typing import get_args
 
 import pytest
+from cputime import CpuTime
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -138,15 +138,14 @@ HOSTILE = [
 @pytest.mark.parametrize("wrap", ["#### {}", "\\boxed{{{}}}", "{}"])
 def test_hostile_text_is_cheap(text: str, wrap: str) -> None:
     completion = wrap.format(text)
-    start = time.process_time()
-    results = [
-        grade(completion, "42", "gsm8k"),
-        grade("#### 42", completion, "gsm8k"),
-        grade(f"#### 1\n{completion[:900]}", "42", "gsm8k"),
-    ]
-    outcomes = [settle(completion, "42", "math"), settle(completion[:900] + "}" * 80, "x+1", "math")]
-    seconds = time.process_time() - start
-    assert seconds < 0.5  # of CPU; a few milliseconds each
+    with CpuTime() as took:
+        results = [
+            grade(completion, "42", "gsm8k"),
+            grade("#### 42", completion, "gsm8k"),
+            grade(f"#### 1\n{completion[:900]}", "42", "gsm8k"),
+        ]
+        outcomes = [settle(completion, "42", "math"), settle(completion[:900] + "}" * 80, "x+1", "math")]
+    assert took.seconds < 0.5  # of CPU; a few milliseconds each
     assert not any(result.correct for result in results[1:])
     assert all(not outcome.correct for outcome in outcomes if isinstance(outcome, Grade))
 
@@ -198,14 +197,10 @@ def cpu_seconds(completion: str, gold: str) -> float:
         for member in vars(module).values():
             if hasattr(member, "cache_clear"):
                 member.cache_clear()
-    gc.disable()  # a collection of what other tests left would be counted
-    try:
-        start = time.process_time()
+    with CpuTime() as took:
         for style in get_args(Style):
             settle(completion, gold, style)
-        return time.process_time() - start
-    finally:
-        gc.enable()
+    return took.seconds
 
 
 @pytest.mark.parametrize("beginning", BEGINNINGS)

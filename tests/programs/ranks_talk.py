@@ -14,6 +14,7 @@ import time
 import pspo.ranks.watch
 from pspo.errors import PspoError
 from pspo.ranks import Ranks, joined
+from pspo.stopping import Stopped
 
 STEPS = 3
 
@@ -198,6 +199,13 @@ def long_steps(ranks: Ranks) -> None:
     say(ranks, done=True)
 
 
+def one_is_told_to_stop(ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        with ranks.doing("loading"):
+            raise Stopped(signal.SIGUSR1)
+    ranks.barrier("start")
+
+
 def caught(ranks: Ranks) -> None:
     """An error that a rank mends by itself is nobody else's concern."""
     try:
@@ -237,7 +245,8 @@ def main() -> None:
         with joined("cpu", timeout) as ranks:
             globals()[scenario](ranks)
     except PspoError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        sys.exit(error.status)
 
 
 if __name__ == "__main__" and (len(sys.argv) > 1 or nursery()):

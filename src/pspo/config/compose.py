@@ -37,6 +37,7 @@ from yaml import YAMLError
 from pspo.config import sweeps
 from pspo.config.programs import SftConfig, TrainConfig
 from pspo.errors import ConfigError, PspoError
+from pspo.stopping import ending
 
 C = TypeVar("C")
 
@@ -76,14 +77,19 @@ def to_yaml(cfg: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(_plain(asdict(cfg))))
 
 
-def load_yaml(path: str | Path, schema: type[C]) -> C:
-    """A config written by `to_yaml`; raises ConfigError if it does not fit the schema, OSError if it is not there."""
+def load_yaml(path: str | Path, schema: type[C], other: str = "", apart: Sequence[str] = ()) -> C:
+    """A config written by `to_yaml`, with the settings `apart` those of the YAML text `other`.
+
+    Raises ConfigError if it does not fit the schema, OSError if it is not there.
+    """
     try:
         cfg = OmegaConf.load(path)
     except (YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), "(not YAML)", " ".join(str(error).split())) from error
     if not isinstance(cfg, DictConfig):
         raise ConfigError(str(path), type(cfg).__name__, "must be a mapping")
+    if apart:
+        cfg.update({name: value for name, value in OmegaConf.create(other).items() if name in apart})
     return checked(cfg, schema)
 
 
@@ -129,7 +135,7 @@ def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Calla
 
             def task(cfg: DictConfig) -> None:  # what a launcher takes to another process, by value
                 if swept is None:
-                    with one_line_errors():
+                    with one_line_errors(), ending():
                         run(checked(cfg, schema))
                 else:
                     with sweeps.beside(parent) if launcher == "JoblibLauncher" else nullcontext():
@@ -165,7 +171,7 @@ class one_line_errors:
         if isinstance(error, PspoError | OSError):
             what = "wrong setting: " if isinstance(error, ConfigError) else ""
             print(f"pspo: {what}{error}", file=sys.stderr)
-            sys.exit(2 if isinstance(error, ConfigError) else 1)
+            sys.exit(error.status if isinstance(error, PspoError) else 1)
 
 
 def bound_spinning() -> None:

@@ -51,6 +51,8 @@ class TrainConfig:
     models: str
     device: Device
     threads: Threads | None
+    deterministic: Flag
+    """On a GPU: kernels that give the same bits each time they are run; on a CPU all do."""
     rank_timeout: Positive
     """Seconds that one rank waits for another before the run is ended (docs/performance.md)."""
     surrogate: Surrogate

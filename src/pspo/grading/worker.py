@@ -74,6 +74,10 @@ def main() -> None:
     for timer in timers:
         signal.signal(timer, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, timers)
+    # A cluster's warning, or Ctrl-C, reaches all processes of a job. The one that started this goes on to the end of
+    # its step, where a worker that is gone would be an answer not graded.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
     # What libraries print must not mix with verdicts. Not os.dup, which takes 2 where a daemon has closed it.
     verdicts = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 10)

@@ -27,7 +27,16 @@ LINGER_S = 2.0  # rank 0, which holds the store, waits for the others to read it
 
 
 class PeerError(PspoError):
-    """Another rank failed, died or did not come; the message says which, and in what."""
+    """Another rank failed, died, was told to stop or did not come; the message says which, and in what."""
+
+    @property
+    def status(self) -> int:  # type: ignore[override]
+        return status_after(str(self))
+
+
+def status_after(text: str) -> int:
+    """Of a process that ends because of another rank, of which `text` tells."""
+    return AGAIN if TOLD in text else STOPPED
 
 
 class Phase(NamedTuple):
@@ -199,7 +208,7 @@ class Watch:
             sys.stdout.flush()
             self._claim(text)
         finally:
-            os._exit(AGAIN if TOLD in text else STOPPED)
+            os._exit(status_after(text))
 
 
 def _until(done: Callable[[], bool], seconds: float) -> bool:

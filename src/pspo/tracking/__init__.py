@@ -8,31 +8,35 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from pspo.config import TrainConfig, to_yaml
 from pspo.files import write_whole
 from pspo.metrics import REGISTRY
 from pspo.tracking.bar import Bar
 from pspo.tracking.record import Record
-from pspo.tracking.wandb_files import run_id
 from pspo.tracking.wandb_view import Mirror
 
 
 class Tracker:
     """Logs one object a step. A context manager; raises ValueError for a metric that is not in the registry.
 
-    `after` is None for a run that begins, and k for one that goes on after step k. Raises PspoError where steps 0 to k
-    are not all on record, or the record cannot be written; what W&B does never ends a run (pspo.tracking.wandb_view).
+    `after` is None for a run that begins, and k for one that goes on after step k; `ids` is then what `ids()` said
+    before. Raises PspoError where steps 0 to k are not all on record, or the record cannot be written; W&B never ends a
+    run (pspo.tracking.wandb_view).
     """
 
-    def __init__(self, run_dir: Path, cfg: TrainConfig, after: int | None = None) -> None:
+    def __init__(
+        self, run_dir: Path, cfg: TrainConfig, after: int | None = None, ids: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         write_whole(run_dir / "config.yaml", to_yaml(cfg))
-        self._dir, self._mode = run_dir, cfg.tracking.wandb
+        self._ids = dict(ids)
         self._record = Record(run_dir / "metrics.jsonl", after)
         self._mirror: Mirror | None = None
         if cfg.tracking.wandb != "none":
             self._mirror = Mirror(run_dir, cfg, cfg.tracking.wandb)
-            self._mirror.begin(self._record.read())
+            if name := self._mirror.begin(self._record.read(), self._ids.get("wandb")):
+                self._ids["wandb"] = name
         # After W&B, whose words on the way are collected from where the bar would write.
         self._bar = Bar(cfg.steps, run_dir.name, after or 0) if cfg.tracking.progress else None
 
@@ -47,8 +51,8 @@ class Tracker:
             self._mirror.finish(kind)
 
     def ids(self) -> dict[str, str]:
-        """What other systems call this run: {"wandb": id}, or nothing where it is in none."""
-        return {} if self._mode == "none" else {"wandb": run_id(self._dir)}
+        """What other systems call this run: {"wandb": id}, or nothing where it never was in one."""
+        return dict(self._ids)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes a step's metrics, which are on the disk when this returns: a checkpoint of the step may follow.
