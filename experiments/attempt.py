@@ -1,8 +1,10 @@
-"""What slurm/job.sh asks of Python: `attempt.py begin PLAN STAGE SETTING...` and `attempt.py end LOG STATUS [REASON]`.
+"""What slurm/job.sh asks of Python: `attempt.py begin PLAN STAGE SETTING...`, `attempt.py end LOG STATUS [REASON]`,
+`attempt.py send LOG MOST`.
 
 begin   writes into the file PLAN, each with a zero byte after it: the log, then the arguments of Python that do the
         job's work. Nothing where there is nothing to do. Notes the attempt (jobs/attempts.py)
 end     notes how it ended, prints done, again or failed, and why
+send    prints how often the job has sent itself back; if that is less than MOST, notes that it does so once more
 
 Stages: those of a study (jobs/ledger.py), with the settings of reproduce.py; `run`, with those of pspo.train;
 `evaluation`, with those of eval/evaluate.py.
@@ -28,6 +30,10 @@ def main() -> None:
         log, status, *reason = rest
         verdict = attempts.end(Path(log), int(status), os.environ, " ".join(reason))
         print(": ".join(filter(None, (verdict.kind, verdict.reason))))
+        return
+    if what == "send":
+        log, most = rest
+        print(attempts.send(Path(log), int(most), os.environ))
         return
     from pspo.config.compose import one_line_errors  # not needed, and not loaded, at the end
 

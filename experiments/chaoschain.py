@@ -150,7 +150,7 @@ class _Victim:
     def _one_start(self) -> bool:
         """Starts the run once more; whether it was stopped."""
         chain, done = self.chain, (self.dir / "DONE").exists()
-        goes_on_after, skips = chaosrun.expected(self.dir, self.damaged)
+        goes_on_after, skips = chaosrun.expected(self.dir, self.damaged, chain.pace.steps)
         number = chain.rng.choice(TOLD) if chain.rng.random() < TOLD_SHARE else signal.SIGKILL
         left = chain.pace.steps - (goes_on_after or 0)
         wanted = chain.quota.take()
@@ -165,6 +165,8 @@ class _Victim:
             self.last.then = said_of(ended)
             self.tell(self.last)
         self._check_start(ended, done, goes_on_after, skips)
+        if number != signal.SIGKILL and ended.status == 0:
+            self._check_heard(ended, number, goes_on_after or 0)
         if ended.hit:
             self._stopped(ended, number, str(moment))
         return ended.hit
@@ -192,7 +194,7 @@ class _Victim:
             self._check_told(ended, number, where, saved)
         self.stuck = 0 if (saved or 0) > self.furthest else self.stuck + 1
         self.furthest = max(self.furthest, saved or 0)
-        newest, _ = chaosrun.expected(self.dir, self.damaged)
+        newest, _ = chaosrun.expected(self.dir, self.damaged, self.chain.pace.steps)
         if self.chain.rng.random() < DAMAGED_SHARE and newest is not None and where != "after DONE":
             self.last.damage, spoilt = chaosrun.damage(self.dir, newest, self.chain.rng)
             if spoilt:
@@ -209,6 +211,15 @@ class _Victim:
             raise Difference(f"{what}; {self.last}\n{ended.said[-2000:]}")
         if ended.begun and line and line != saved:
             raise Difference(f"{self.name} was told to stop and has not saved step {line}: {self.last}")
+
+    def _check_heard(self, ended: Ended, number: signal.Signals, goes_on_after: int) -> None:
+        """A run that ended well although it was told to stop was in its last step then, or through."""
+        if ended.sent_at is None:
+            return
+        under_way, last = max(ended.sent_at, goes_on_after) + 1, chaosrun.last_step(self.dir)
+        if last > under_way:
+            what = f"{self.name} was told to stop by {number.name} in step {under_way}, and went on to step {last}"
+            raise Difference(f"{what}; {self._before()}")
 
     def _before(self) -> str:
         return f"before that: {self.last}" if self.last else "nothing had been done to it"

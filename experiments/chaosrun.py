@@ -59,6 +59,7 @@ class Ended:
     """status    of the process, as subprocess gives it
     hit       it was stopped at its moment; False where it ended before
     begun     it got as far as its first step: what came before is start-up
+    sent_at   the last step on record when the signal was sent, 0 in the start-up; None where none was sent
     seconds   from the start to the end, and to "begun"
     """
 
@@ -69,6 +70,7 @@ class Ended:
     set_up: float
     said: str
     survivors: tuple[int, ...]
+    sent_at: int | None = None
 
 
 class Watch:
@@ -127,7 +129,7 @@ def start(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environment, process_group=0
         )
     watch.counts["start"] = 1
-    set_up, due, sent = 0.0, float("inf"), False
+    set_up, due, sent_at = 0.0, float("inf"), None
     try:
         while process.poll() is None:
             watch.poll()
@@ -136,9 +138,9 @@ def start(
                 set_up, watch.counts["begun"] = now, 1
             if moment is not None and due == float("inf") and watch.counts[moment.event] >= moment.count:
                 due = now + moment.delay
-            if now >= due and not sent:
+            if now >= due and sent_at is None:
                 os.killpg(process.pid, number)  # it is not reaped, so the group is there
-                sent = True
+                sent_at = last_step(run_dir) if set_up else 0
             if now > limit:
                 raise TimeoutError(f"it has not ended after {limit:.0f} s")
             if quit_now():
@@ -146,8 +148,8 @@ def start(
             time.sleep(POLL_S if set_up or (moment and moment.event == "aside") else SLOW_S)
         seconds = time.monotonic() - started
         begun, said = bool(set_up) or _has_begun(watch, log), log.read_text(errors="replace")
-        hit = sent and process.returncode != 0  # else it was through at that moment
-        return Ended(process.returncode, hit, begun, seconds, set_up, said, tuple(_left_of(mark)))
+        hit = sent_at is not None and process.returncode != 0  # else it was through at that moment, or did not listen
+        return Ended(process.returncode, hit, begun, seconds, set_up, said, tuple(_left_of(mark)), sent_at)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -188,10 +190,10 @@ def _is_marked(process: psutil.Process, mark: str) -> bool:
 # --- what lies on the disk once it is dead ----------------------------------------------------------------------------
 
 
-def steps_saved(run_dir: Path, whole: bool = False) -> list[int]:
-    """Of checkpoints; with `whole` of those that hold a state as well."""
-    found = ((path, re.fullmatch(r"step-(\d+)", path.name)) for path in (run_dir / "checkpoints").glob("step-*"))
-    return sorted(int(match[1]) for path, match in found if match and (not whole or (path / "state").is_dir()))
+def steps_saved(run_dir: Path) -> list[int]:
+    """Of checkpoints."""
+    found = (re.fullmatch(r"step-(\d+)", path.name) for path in (run_dir / "checkpoints").glob("step-*"))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def last_line(run_dir: Path) -> int | None:
@@ -201,6 +203,13 @@ def last_line(run_dir: Path) -> int | None:
     if not text:
         return None
     return int(json.loads(text.splitlines()[-1])["step"]) if text.endswith("\n") else -1
+
+
+def last_step(run_dir: Path) -> int:
+    """The step of the last whole line on record; 0 where there is none."""
+    path = run_dir / "metrics.jsonl"
+    whole = path.read_text(errors="replace").split("\n")[:-1] if path.exists() else []
+    return int(json.loads(whole[-1])["step"]) if whole else 0
 
 
 def place(run_dir: Path, ended: Ended, steps: int) -> str:
@@ -247,11 +256,16 @@ def damage(run_dir: Path, step: int, rng: random.Random) -> tuple[str, bool]:
     return f"{how} step-{step}/{file.relative_to(folder)}", True
 
 
-def expected(run_dir: Path, damaged: Mapping[int, int]) -> tuple[int | None, list[int]]:
-    """(the step that the next start has to go on after, the damaged ones it has to skip on the way). `damaged` maps the
-    step of a damaged checkpoint to its directory's inode, so that one that was written anew is none."""
+def expected(run_dir: Path, damaged: Mapping[int, int], steps: int) -> tuple[int | None, list[int]]:
+    """(the step that the next start has to go on after, the damaged ones it has to skip on the way).
+
+    steps     of the whole run: the last one needs no state
+    damaged   step of a damaged checkpoint -> its directory's inode, so that one that was written anew is none
+    """
     skipped: list[int] = []
-    for step in reversed(steps_saved(run_dir, whole=True)):
+    for step in reversed(steps_saved(run_dir)):
+        if step != steps and not (run_dir / "checkpoints" / f"step-{step}" / "state").is_dir():
+            continue
         if damaged.get(step) != inode_of(run_dir, step):
             return step, skipped
         skipped.append(step)

@@ -1,8 +1,8 @@
 """Runs tasks side by side, each on a leash (leash.py), and tells a view what happens. Knows nothing of studies.
 
 A task is a command of its own, or a job for a worker: a process that takes one after another (worker.py). A task that
-fails does not stop the others. SIGINT and SIGTERM end every process group, which may take time to save what it is at,
-and raise KeyboardInterrupt; a second one does not wait for that.
+fails does not stop the others. SIGINT and SIGTERM end every process group, which may take as long as it takes to save
+what it is at, and raise KeyboardInterrupt; a second one does not wait for that.
 Imports the standard library and leash only.
 """
 
@@ -151,15 +151,16 @@ def _outcome(one: _Process, status: int) -> Outcome:
 
 
 def _end(processes: Sequence[_Process]) -> None:
-    """Ends the leashes, which end their groups; what is left after their time, or a second signal, is killed, and its
-    command with it."""
-    for patience in (leash.grace() + 5, 5):
+    """Ends the leashes, which end their groups. What is at a task may take as long as it takes to save; after a second
+    signal, and what has nothing to save after its time, it is killed, and its command with it."""
+    saves = any(one.task for one in processes)
+    for patience in (None if saves else leash.LEFT_S + 5, 5.0):
         for one in processes:
             one.popen.terminate()  # a leash that is told twice does not wait
-        deadline = time.monotonic() + patience
+        deadline = None if patience is None else time.monotonic() + patience
         with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
             for one in processes:
-                one.popen.wait(max(0.1, deadline - time.monotonic()))
+                one.popen.wait(None if deadline is None else max(0.1, deadline - time.monotonic()))
             break
     for one in processes:
         one.popen.kill()

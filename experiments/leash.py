@@ -3,6 +3,9 @@
 The command leads a process group of its own. The whole group ends when the command ends, when this process is told to
 end (SIGTERM, SIGINT, SIGHUP), and, on Linux, when the owner dies in any way, SIGKILL included. The exit status is the
 command's; 128 + n after signal n.
+
+Told to end, the command may take as long as it takes to save what it is at; told twice, it is killed. Where its owner
+has died nobody is there to tell it twice: then it is killed after ORPHAN_S.
 """
 
 from __future__ import annotations
@@ -17,13 +20,10 @@ import time
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
-GRACE_S = 10.0
-"""Between asking a group to end and killing it: enough for a small step, its checkpoint, and an engine to shut down."""
-
-
-def grace() -> float:
-    """PSPO_GRACE_S, for larger steps, or GRACE_S."""
-    return float(os.environ.get("PSPO_GRACE_S", GRACE_S))
+LEFT_S = 10.0
+"""For what a command has left running when it ended: enough for an engine to shut down."""
+ORPHAN_S = 1800.0
+"""For a command whose owner has died: enough for a step of the largest run and its checkpoint."""
 
 
 def main() -> int:
@@ -39,19 +39,21 @@ def main() -> int:
     child = subprocess.Popen(command, process_group=0, preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
     while child.poll() is None and not asked:
         time.sleep(0.05)
-    end_group(child, asked)
+    end_group(child, asked, owner)
     status = 128 + asked[0] if asked else child.returncode
     return status if status >= 0 else 128 - status
 
 
-def end_group(child: subprocess.Popen[bytes], asked: list[int]) -> None:
-    """Ends what is left of the child's process group: it is asked first, and killed after `grace`, or when this process
-    is asked a second time."""
+def end_group(child: subprocess.Popen[bytes], asked: list[int], owner: int) -> None:
+    """Ends what is left of the child's process group: it is asked first, and killed when this process is asked a second
+    time, LEFT_S after the child's end, or ORPHAN_S after the owner's."""
+    at_work = owned = time.monotonic()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGTERM)
-        deadline = time.monotonic() + grace()
-        while time.monotonic() < deadline and len(asked) < 2:
+        while len(asked) < 2 and time.monotonic() < min(at_work + LEFT_S, owned + ORPHAN_S):
             reap(child)
+            at_work = time.monotonic() if child.poll() is None else at_work
+            owned = time.monotonic() if os.getppid() == owner else owned
             os.killpg(child.pid, 0)  # the group is there for as long as any member is
             time.sleep(0.05)
         os.killpg(child.pid, signal.SIGKILL)

@@ -26,9 +26,12 @@ from driver import Outcome, Task, run_tasks
 from progress import Progress
 from pspo.config import EvalConfig, SftConfig, StudyConfig, compose, program, warm_start_dir
 from pspo.errors import ConfigError, PspoError
+from pspo.rundir import locked
 from studies import Cell, Study, cells_of, group_of, load_study, override, threads
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE_S = 60.0
+"""Of a job that makes the tables, for another process: `make slurm` holds the study while it submits."""
 
 
 @program("study", StudyConfig)
@@ -47,12 +50,13 @@ def reproduce(cfg: StudyConfig) -> None:
     benchmark_tasks(cells, study, cfg, whether_complete=True)  # what cannot be is told before hours of training
     lock = Path(cfg.runs) / f".study-{cfg.study}.lock"
     if cfg.launcher == "slurm":
-        with alone(lock, wait=False):
+        with alone(lock, patience=0):
             changes.tell(cfg, cells)
             slurm.submit(cfg, study, cells, bool(start_tasks(chosen, cfg)), bool(evaluation_tasks(chosen, cfg)))
         return
     whole = cfg.cell is None and cfg.only in (None, "tables")
-    with alone(lock, wait=False) if whole else contextlib.nullcontext():
+    patience = PATIENCE_S if cfg.only == "tables" else 0
+    with alone(lock, patience) if whole else contextlib.nullcontext():
         if whole:
             changes.tell(cfg, cells)
         failures = run_missing(chosen, cfg) if cfg.only in (None, "start") else []
@@ -93,7 +97,7 @@ def one_cell(cells: Sequence[Cell], cfg: StudyConfig) -> Cell:
 
 def run_missing(cells: Sequence[Cell], cfg: StudyConfig) -> list[Outcome]:
     """Makes what the cells start from, then runs those that are not complete; returns the failures."""
-    with alone(Path(cfg.models) / f".start-{cfg.study}.lock", wait=True):
+    with alone(Path(cfg.models) / f".start-{cfg.study}.lock", patience=None):
         run_or_stop(start_tasks(cells, cfg), cfg)
         # Beside the first cells it would be quicker, but then each job of an array would evaluate it.
         run_or_stop(evaluation_tasks(cells, cfg), cfg)
@@ -212,15 +216,16 @@ def evaluation_tasks(cells: Sequence[Cell], cfg: StudyConfig) -> list[Task]:
 
 
 @contextlib.contextmanager
-def alone(path: Path, wait: bool) -> Iterator[None]:
-    """Holds a lock that ends with this process. Without `wait` raises PspoError where another process holds it."""
+def alone(path: Path, patience: float | None) -> Iterator[None]:
+    """Holds a lock that ends with this process; `patience` in seconds, None: without end.
+
+    Raises PspoError where another process holds it for longer: a job then tries again later (jobs/verdicts.py).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise PspoError(f"another process runs this study (it holds {path}); wait for it, or end it") from None
+        if patience is not None and not locked(file, patience):
+            raise PspoError(f"another process runs this study (it holds {path}); wait for it, or end it")
+        if patience is None and not locked(file, 0):
             say("waiting for another process that makes what the runs start from")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -15,8 +15,7 @@ import traceback
 from collections.abc import Sequence
 
 from pspo.config import TrainConfig, compose
-from pspo.config.compose import bound_spinning
-from pspo.errors import PspoError
+from pspo.config.compose import bound_spinning, one_line_errors
 
 
 def main() -> None:
@@ -36,16 +35,13 @@ def main() -> None:
 
 def run(overrides: Sequence[str]) -> int:
     """One run, as `python -m pspo.train` makes it; returns its exit status."""
-    from pspo.stopping import Stopped
     from pspo.train import train
 
     try:
-        train(compose("train", TrainConfig, overrides))
-    except Stopped as stopped:
-        return int(stopped.code or 0)
-    except PspoError as error:
-        print(f"pspo: {error}", file=sys.stderr)
-        return 1
+        with one_line_errors():
+            train(compose("train", TrainConfig, overrides))
+    except SystemExit as ended:
+        return int(ended.code or 0)
     except Exception:  # whatever it is, it belongs into this run's log, and the driver goes on
         traceback.print_exc()
         return 1

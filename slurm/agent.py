@@ -3,6 +3,8 @@
 By itself torchrun answers SIGTERM by killing its workers after 30 s, dies of SIGUSR1, and ends with status 1 whatever
 they ended with. Here both signals go to the workers, and the status is theirs: 75 where they have saved. Where another
 node's agent is gone, the status is 76, as of a rank that ends because of another one.
+
+SLURM itself signals the workers too, so they are warned twice: one that ends has to ignore it (pspo.stopping.ending).
 """
 
 from __future__ import annotations
@@ -33,10 +35,17 @@ def main() -> None:
     try:
         run.main(["--signals-to-handle=SIGINT,SIGHUP,SIGQUIT", *sys.argv[1:]])
     except ChildFailedError as error:
-        sys.exit(status_of([failure.exitcode for failure in error.failures.values()]))
+        leave(status_of([failure.exitcode for failure in error.failures.values()]))
     except RendezvousError as error:
         print(f"torchrun: the ranks of another node have ended ({' '.join(str(error).split())})", file=sys.stderr)
-        sys.exit(SAVED if told else STOPPED)
+        leave(SAVED if told else STOPPED)
+
+
+def leave(status: int) -> None:
+    """Python's own end takes a moment, and srun's SIGTERM, when another agent has ended, would be the status then."""
+    for number in PASSED_ON:
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(status)
 
 
 def pass_on(number: int, _frame: FrameType | None) -> None:

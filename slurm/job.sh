@@ -37,6 +37,7 @@ attempt() {
 }
 
 ended() { "${python[@]}" "$home/experiments/attempt.py" end "$log" "$@"; } # STATUS [REASON]
+times_sent() { "${python[@]}" "$home/experiments/attempt.py" send "$log" "$1"; } # MOST; notes that there is one more
 
 # launch ARGUMENT...: Python with these on every task of the job. Ranks meet at the first node.
 launch() {
@@ -44,7 +45,7 @@ launch() {
     read -r first < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     # SLURM's own address of it: a node's name need not resolve.
     MASTER_ADDR=$(scontrol show node -o "$first" | grep -oP '\bNodeAddr=\K\S+')
-    MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # below the ports that systems give out by themselves
+    MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) # below those that systems give out; as in pspo.config.sweeps
     export MASTER_ADDR MASTER_PORT PYTHONUNBUFFERED=1
     # One failed task ends the others: SIGTERM, and SIGKILL after KillWait. srun does not take --cpus-per-task from sbatch.
     local srun=(srun --kill-on-bad-exit=1)
@@ -60,9 +61,9 @@ launch() {
 wait_for() { # PID: its exit status; `wait` also returns for a signal that has a trap
     local status
     while true; do
-        status=0
-        wait "$1" || status=$?
-        if ! kill -0 "$1" 2>/dev/null; then return "$status"; fi
+        wait "$1" || true
+        # Ended while a trap ran, its status is still to be asked for: that of `wait` was the signal's.
+        kill -0 "$1" 2>/dev/null || { status=0; wait "$1" || status=$?; return "$status"; }
     done
 }
 
@@ -77,16 +78,20 @@ at_limit() {
 
 job_says() { scontrol show job -o "$id" | grep -oP "\b$1=\K\S+" || true; } # JobState, Reason, Restarts
 
-# Back into the queue, as this same job. Not one that SLURM has ended: who cancels a job means it.
+# Back into the queue, as this same job. Not one that SLURM has ended: who cancels a job means it. What SLURM sends back
+# by itself (preemption, a lost node) does not count.
 send_back() {
-    local times=${SLURM_RESTART_COUNT:-0} most=${PSPO_MAX_REQUEUES:-20}
-    if [[ $(job_says Restarts) != "$times" ]]; then
+    local restarts=${SLURM_RESTART_COUNT:-0} most=${PSPO_MAX_REQUEUES:-20} times
+    if [[ $(job_says Restarts) != "$restarts" ]]; then
         say "this job has been sent back already" # its node was taken for dead, and another attempt may be at work
-    elif ((times >= most)); then
-        say "sent back $times times already (slurm.max_requeues=$most): not again; submitted anew it goes on"
-    elif [[ $(job_says JobState) == RUNNING || $(job_says Reason) == TimeLimit ]]; then
-        if scontrol requeue "$id"; then say "sent back to the queue"; fi
-    else
+    elif [[ $(job_says JobState) != RUNNING && $(job_says Reason) != TimeLimit ]]; then
         say "SLURM has ended this job ($(job_says JobState)), and decides whether it comes back"
+    else
+        times=$(times_sent "$most") || times=$restarts # not more than that; the disk may be full
+        if ((times >= most)); then
+            say "sent itself back $times times already (slurm.max_requeues=$most): not again; submitted anew it goes on"
+        elif scontrol requeue "$id"; then
+            say "sent back to the queue"
+        fi
     fi
 }

@@ -83,14 +83,28 @@ def test_what_is_no_time_limit_is_refused(limit: str) -> None:
         minutes(limit)
 
 
+ASKED = {
+    "memory": None, "gpus_per_task": 0, "extra": [], "nodes": 1, "tasks_per_node": 1, "cpus_per_task": 3,
+    "container": None,
+}  # fmt: skip
+
+
 def test_what_a_batch_script_is_given() -> None:
-    asked = {"memory": None, "gpus_per_task": 0, "extra": [], "nodes": 1, "tasks_per_node": 1, "cpus_per_task": 3}
-    asked["container"] = None
-    assert batch_lines(asked) == "export SRUN_CPUS_PER_TASK=3"
+    assert batch_lines(ASKED) == "export SRUN_CPUS_PER_TASK=3"
     more = {"memory": "8G", "gpus_per_task": 2, "extra": ["--constraint=a100"], "nodes": 2}
-    lines = batch_lines(asked | more).splitlines()
+    lines = batch_lines(ASKED | more).splitlines()
     assert lines[:3] == ["#SBATCH --mem=8G", "#SBATCH --gpus-per-task=2", "#SBATCH --constraint=a100"]
-    assert [line for line in lines if "MASTER_ADDR" in line or "MASTER_PORT" in line]
+    assert [line for line in lines if "MASTER_ADDR" in line]
+
+
+def test_ranks_meet_at_one_port_however_a_job_was_started(root: Path) -> None:
+    """And at none that the system gives out to others, which on Linux begin at 32768."""
+    [swept] = re.findall(r"MASTER_PORT=\$\(\((.*?)\)\)", batch_lines(ASKED | {"nodes": 2}))
+    [script] = re.findall(r"MASTER_PORT=\$\(\((.*?)\)\)", (root / "slurm/job.sh").read_text())
+    assert swept == script
+    command = f"for SLURM_JOB_ID in 1 9999 10000 123456789; do echo $(({script})); done"
+    ports = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout.split()
+    assert ports == ["20001", "29999", "20000", "26789"]
 
 
 # --- whole sweeps ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from jobs.attempts import now
+from jobs import lines
+from jobs.lines import now
 from pspo.errors import PspoError
 
 Stage = Literal["start", "train", "evaluate", "report"]
@@ -49,20 +50,19 @@ class Ledger:
         self.study = f"{study}-{scale}"
         self.path = Path(runs) / "logs" / f"{self.study}.jobs.jsonl"
         self.submissions: dict[str, Submission] = {}
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                self._take(line)
+        for line in lines.read(self.path):
+            self._take(line)
 
     def open(self, cells: Sequence[str]) -> Submission:
         """A new submission of these runs."""
         made = Submission("s" + secrets.token_hex(3), now(), tuple(cells))
         self.submissions[made.token] = made
-        self._append({"submission": made.token, "time": made.time, "cells": list(cells)})
+        lines.append(self.path, {"submission": made.token, "time": made.time, "cells": list(cells)})
         return made
 
     def add(self, submission: Submission, stage: Stage, job: str, cells: Sequence[int] = ()) -> None:
         submission.jobs.append(Job(stage, job, tuple(cells)))
-        self._append({"submission": submission.token, "stage": stage, "job": job, "cells": list(cells)})
+        lines.append(self.path, {"submission": submission.token, "stage": stage, "job": job, "cells": list(cells)})
 
     def job_name(self, submission: Submission, stage: Stage) -> str:
         return f"pspo-{self.study}-{stage}-{submission.token}"
@@ -106,8 +106,3 @@ class Ledger:
                 self.submissions[said["submission"]].jobs.append(Job(said["stage"], said["job"], tuple(said["cells"])))
         except (ValueError, KeyError, TypeError) as error:
             raise PspoError(f"{self.path}: a line cannot be read ({line[:80]!r}): remove that line") from error
-
-    def _append(self, said: object) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(said) + "\n")

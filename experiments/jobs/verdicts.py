@@ -40,8 +40,9 @@ CLUSTER = re.compile(
     r"Task launch for .* failed|Timed out waiting|.*(?:Socket timed out|Unable to contact slurm|"
     r"Communication connection|Connection refused|Zero Bytes were transmitted)).*"
     r"|.*\brank \d[\d, ]* has (?:died|given no sign of life)\b.*"
-    r"|.*another process is at work in .*"
+    r"|.*another process (?:is at work in|runs this study) .*"
 )
+TOLD_RANK = re.compile(r".*\brank \d+ was told to stop in .*")
 FAILED_RANK = re.compile(r"\brank \d+ failed in ")
 NOISE = ("srun:", "slurmstepd", "wandb:", MARK, "pspo: SIG", "Terminated", "[rank")
 ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*")
@@ -61,14 +62,15 @@ def judge(status: int, log: Sequence[str]) -> Verdict:
         return Verdict("again", lost[-1])
     statuses = {status, *(int(found.group(1)) for line in log if (found := TASK.match(line) or WORKER.search(line)))}
     own = sorted(code for code in statuses if code not in (0, AGAIN, STOPPED) and not ended_by(code))
-    if own:
+    told = [line for line in log if TOLD_RANK.match(line)]  # the end of its rank comes to the others as an error
+    if own and not told:
         return Verdict("failed", f"{reason_in(log)} (exit status {own[0]})")
     number = ended_by(status)
     # srun sends SIGTERM to those that take longer to end; a warning may come again to one that has saved and ends.
     if AGAIN in statuses and number in ("", "SIGTERM", "SIGUSR1"):
         return Verdict("again", "told to stop; saved")
-    if number:
-        return Verdict("again", f"ended by {number}")
+    if number or told:
+        return Verdict("again", told[-1] if told else f"ended by {number}")
     ranks = any(FAILED_RANK.search(line) for line in log)  # 76: another rank is the cause, by an error or by being gone
     return Verdict("failed" if ranks else "again", f"{reason_in(log)} (exit status {STOPPED})")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cluster import started as started
 
 from pspo.config import StudyConfig, compose
 from studies import Cell, cells_of, load_study, override

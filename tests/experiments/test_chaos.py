@@ -6,15 +6,19 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from chaoschain import LET_GO, STUCK, Pace, plan
-from chaosrun import Watch, damage, expected, inode_of, last_line
+import chaoschain
+import chaosrun
+from chaoschain import LET_GO, STUCK, Chain, Difference, Pace, Quota, plan
+from chaosrun import Ended, Moment, Watch, damage, expected, inode_of, last_line
 from samebits import differences
 
 PACE = Pace(steps=8, set_up=10.0, rest=5.0)
@@ -138,22 +142,72 @@ def test_damage_is_done_and_known(tmp_path: Path) -> None:
             (run_dir / f"checkpoints/step-{step}/state").mkdir(parents=True)
             (run_dir / f"checkpoints/step-{step}/model.safetensors").write_text("weights")
         (run_dir / "metrics.jsonl").write_text('{"step": 2}\n')
-        assert expected(run_dir, {}) == (2, [])
+        assert expected(run_dir, {}, steps=8) == (2, [])
         did, spoilt = damage(run_dir, 2, random.Random(k))
         seen.add(did.split()[0])
         file = run_dir / "checkpoints/step-2/model.safetensors"
         assert (not file.exists() or file.read_bytes() != b"weights") == spoilt != (last_line(run_dir) == -1)
         if spoilt:
-            assert expected(run_dir, {2: inode_of(run_dir, 2)}) == (1, [2])
+            assert expected(run_dir, {2: inode_of(run_dir, 2)}, steps=8) == (1, [2])
     assert seen == {"a", "cut", "removed:", "half"}
 
 
-def chaos(root: Path, place: Path, kills: int, **environment: str) -> tuple[subprocess.CompletedProcess[str], dict]:
+def test_only_the_last_step_is_whole_without_state(tmp_path: Path) -> None:
+    """Between what only training needs is removed and DONE, a run goes on after its last step."""
+    for name in ("step-1/state", "step-2"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert expected(tmp_path, {}, steps=2) == (2, [])
+    assert expected(tmp_path, {}, steps=8) == (1, [])
+    assert expected(tmp_path, {2: inode_of(tmp_path, 2)}, steps=2) == (1, [2])
+
+
+DEAF = """
+import json, pathlib, signal, sys, time
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+run_dir = pathlib.Path(sys.argv[1])
+run_dir.mkdir(exist_ok=True)
+with open(run_dir / "metrics.jsonl", "w") as metrics:
+    for step in range(9):
+        print(json.dumps({"step": step}), file=metrics, flush=True)
+        time.sleep(0.1)
+(run_dir / "DONE").touch()
+"""
+
+
+def test_a_request_to_stop_that_is_not_heard_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run ends well, and is what the reference is; but it has begun steps after it was told."""
+
+    def start(run: str, moment: Moment | None, number: signal.Signals) -> Ended:
+        command = [sys.executable, "-c", DEAF, str(tmp_path / run)]
+        return chaosrun.start(command, tmp_path / run, tmp_path / "log", moment, number, 60, lambda: False)
+
+    start("reference", None, signal.SIGKILL)
+    monkeypatch.setattr(chaoschain, "TOLD_SHARE", 1.0)
+    chain = Chain("a", tmp_path, 0, Pace(steps=8, set_up=0.1, rest=0.9), start, Quota(8))
+    with pytest.raises(Difference, match=r"was told to stop by SIG\w+ in step \d, and went on to step 8"):
+        chain.go(lambda stop: None)
+
+
+def test_a_request_to_stop_in_the_last_step_may_be_too_late(tmp_path: Path) -> None:
+    chain = Chain("a", tmp_path, 0, PACE, lambda *_: pytest.fail("nothing is started"), Quota(1))
+    victim = chaoschain._Victim(chain, "a1", lambda stop: None)
+    victim.dir.mkdir()
+    (victim.dir / "metrics.jsonl").write_text('{"step": 7}\n{"step": 8}\n')
+    ended = Ended(0, False, True, 9.0, 5.0, "", ())
+    victim._check_heard(ended, signal.SIGTERM, goes_on_after=0)  # never sent
+    victim._check_heard(replace(ended, sent_at=7), signal.SIGTERM, goes_on_after=0)
+    victim._check_heard(replace(ended, sent_at=0), signal.SIGTERM, goes_on_after=7)
+    with pytest.raises(Difference, match="told to stop by SIGTERM in step 7, and went on to step 8"):
+        victim._check_heard(replace(ended, sent_at=6), signal.SIGTERM, goes_on_after=5)
+
+
+def chaos(root: Path, place: Path, *program: str, **env: str) -> tuple[subprocess.CompletedProcess[str], dict]:
     """A real round without an engine to set up, and its record."""
-    command = [sys.executable, "experiments/chaos.py", str(kills), "--seed", "1", "rollout=hf"]
+    command = [sys.executable, *program, "--seed", "1", "rollout=hf"]
     done = subprocess.run(
         [*command, "--place", str(place), "--json", str(place.parent / "record.json")],
-        cwd=root, capture_output=True, text=True, env={**os.environ, **environment},
+        cwd=root / "experiments", capture_output=True, text=True, env={**os.environ, **env},
     )  # fmt: skip
     assert (place.parent / "record.json").exists(), done.stderr[-3000:]
     return done, json.loads((place.parent / "record.json").read_text())
@@ -162,23 +216,35 @@ def chaos(root: Path, place: Path, kills: int, **environment: str) -> tuple[subp
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_that_is_killed_and_killed_again_ends_with_the_same_bits(root: Path, tmp_path: Path) -> None:
-    done, record = chaos(root, tmp_path / "runs", kills=6)
+    done, record = chaos(root, tmp_path / "runs", "chaos.py", "6")
     assert done.returncode == 0, done.stdout + done.stderr
     assert record["difference"] is None and record["kills"] == 6 == sum(record["kills_by_place"].values())
     assert all(stop["status"] == -9 for stop in record["stops"] if stop["signal"] == "SIGKILL")
     assert not list((tmp_path / "runs").iterdir())
 
 
+IN_THE_MIDDLE = """
+import sys
+sys.path.insert(0, "")
+import chaos, chaoschain
+chaoschain.plan = lambda rng, left, *_: chaoschain.Moment("saved", 2, 0.0) if left == 8 else None
+sys.exit(chaos.main())
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_resume_that_forgets_the_optimiser_is_found_out(root: Path, tmp_path: Path) -> None:
-    """A copy of the program with one line broken. Of three kills one at least comes after a checkpoint (STUCK)."""
+    """A copy of the program with one line broken, killed once, between its first checkpoint and its last."""
     for name in ("src", "conf"):
         shutil.copytree(root / name, tmp_path / "broken" / name)
     changed("src/pspo/trainstate.py", "owner[id(parameter)].state[parameter][key] = tensor", "pass")(
         tmp_path / "broken"
     )
-    done, record = chaos(root, tmp_path / "runs", kills=3, PYTHONPATH=str(tmp_path / "broken/src"))
+    broken = str(tmp_path / "broken/src")
+    done, record = chaos(root, tmp_path / "runs", "-c", IN_THE_MIDDLE, "1", PYTHONPATH=broken)
+    [stop] = record["stops"]
+    assert stop["signal"] == "SIGKILL" and 0 < stop["saved"] < 8
     assert done.returncode == 1 and "is not what the reference is" in record["difference"]
     assert "model.safetensors: the bytes differ" in record["difference"] or "metrics.jsonl" in record["difference"]
     (kept,) = (tmp_path / "runs").iterdir()

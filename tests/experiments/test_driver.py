@@ -14,7 +14,12 @@ from pathlib import Path
 import psutil
 import pytest
 
+import leash
+import worker
 from driver import Outcome, Task, last_line, run_tasks
+from pspo.config import TrainConfig
+from pspo.errors import ConfigError
+from pspo.stopping import Stopped
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 
@@ -139,8 +144,10 @@ time.sleep(600)
 ONE = """
 import sys; sys.path.insert(0, {experiments!r})
 from pathlib import Path
+import leash
 from driver import Task, run_tasks
 from progress import Progress
+leash.LEFT_S = -4.0  # idle processes would have a second
 try:
     task = Task("a", (sys.executable, "-c", {code!r}, {file!r}), Path({file!r} + ".log"), Path("x"))
     run_tasks([task], 1, Progress(1, 0, 1))
@@ -152,8 +159,8 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("signals, saved", [(1, True), (2, False)])
 def test_once_it_waits_for_what_is_being_saved_and_twice_it_does_not(tmp_path: Path, signals: int, saved: bool) -> None:
     file = str(tmp_path / "a")
-    code = ONE.format(experiments=str(EXPERIMENTS), code=SAVING.format(seconds=12), file=file)
-    driver = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"PSPO_GRACE_S": "60"})
+    code = ONE.format(experiments=str(EXPERIMENTS), code=SAVING.format(seconds=3), file=file)
+    driver = subprocess.Popen([sys.executable, "-c", code])
     for _ in range(signals):
         awaited = tmp_path / ("a.asked" if _ else "a.ready")
         deadline = time.monotonic() + 60
@@ -164,7 +171,40 @@ def test_once_it_waits_for_what_is_being_saved_and_twice_it_does_not(tmp_path: P
     started = time.monotonic()
     assert driver.wait(60) == 130
     assert (tmp_path / "a.saved").exists() == saved
-    assert saved or time.monotonic() - started < 11
+    assert saved or time.monotonic() - started < 2.5
+
+
+DEAF = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); {then}"
+
+
+def deaf(then: str) -> subprocess.Popen[bytes]:
+    """A command that does not listen to SIGTERM, when it has got that far."""
+    child = subprocess.Popen([sys.executable, "-c", DEAF.format(then=then)], process_group=0, stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline() == b"deaf\n"
+    return child
+
+
+def test_a_command_whose_owner_has_died_is_killed_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is there any more who could ask twice."""
+    monkeypatch.setattr(leash, "ORPHAN_S", 1.0)
+    child, started = deaf("time.sleep(600)"), time.monotonic()
+    leash.end_group(child, [signal.SIGTERM], owner=os.getpid())
+    assert child.returncode == -signal.SIGKILL and 1 <= time.monotonic() - started < 20
+
+
+def test_a_command_whose_owner_lives_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LEFT_S", "ORPHAN_S"):
+        monkeypatch.setattr(leash, name, 0.5)
+    child = deaf("time.sleep(3)")
+    leash.end_group(child, [signal.SIGTERM], owner=os.getppid())
+    assert child.returncode == 0
+
+
+def test_what_a_command_has_left_is_killed_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leash, "LEFT_S", 1.0)
+    child = deaf("import os; os.fork() and sys.exit(); time.sleep(600)")
+    leash.end_group(child, [], owner=os.getppid())
+    assert child.returncode == 0 and child.stdout is not None and child.stdout.read() == b""  # nobody holds it open
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
@@ -232,3 +272,32 @@ def test_a_worker_goes_on_to_the_next_job_and_is_replaced_after_a_failure(tmp_pa
     pids = {i: (tmp_path / f"j{i}").read_text() for i, do in enumerate(wanted) if do == "work"}
     assert pids[0] == pids[1] and len(set(pids.values())) == 3
     assert not any(psutil.pid_exists(int(pid)) for pid in pids.values())  # none outlives run_tasks
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "said"),
+    [
+        (None, 0, ""),
+        (OSError(28, "No space left on device", "runs/a"), 1, "pspo: [Errno 28] No space left on device: 'runs/a'\n"),
+        (ConfigError("run_dir", "runs/a", "is not empty"), 2, "pspo: wrong setting: run_dir=runs/a: is not empty\n"),
+        (Stopped(signal.SIGTERM), 75, ""),
+    ],
+)
+def test_a_worker_ends_a_run_as_its_program_does(
+    ends: BaseException | None, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    def train(cfg: TrainConfig) -> None:
+        if ends is not None:
+            raise ends
+
+    monkeypatch.setattr("pspo.train.train", train)
+    assert worker.run(["steps=2"]) == status
+    assert capfd.readouterr().err == said
+
+
+def test_a_worker_shows_where_an_error_of_ours_comes_from(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("pspo.train.train", lambda cfg: [][cfg.steps])
+    assert worker.run(["steps=2"]) == 1
+    assert capfd.readouterr().err.endswith("IndexError: list index out of range\n")

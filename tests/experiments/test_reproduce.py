@@ -19,6 +19,7 @@ import reproduce
 from benchmarking import benchmark_tasks
 from driver import Task
 from jobs.ledger import Ledger
+from jobs.verdicts import judge
 from progress import Progress, last_metrics
 from pspo.config import EvalConfig, SftConfig, StudyConfig, TrainConfig, compose, run_dir_of, warm_start_dir
 from pspo.errors import PspoError
@@ -143,10 +144,28 @@ def test_one_driver_at_a_time(smoke: tuple[StudyConfig, list[Cell]]) -> None:
     path.parent.mkdir(parents=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(PspoError, match="another process runs this study"), reproduce.alone(path, wait=False):
-            pass
-    with reproduce.alone(path, wait=False):
+        for patience in (0, 1.0):
+            held = pytest.raises(PspoError, match="another process runs this study")
+            with held as raised, reproduce.alone(path, patience):
+                pass
+            assert judge(1, [f"pspo: {raised.value}"]).kind == "again"  # of a job
+    with reproduce.alone(path, 0):
         pass
+
+
+def test_a_job_that_makes_tables_waits_for_one_that_submits(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    path = Path(smoke[0].runs) / ".study-smoke.lock"
+    path.parent.mkdir(parents=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        tables = subprocess.Popen(command(smoke[0], "only=tables"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        try:
+            assert tables.stderr is not None
+            assert f"{path} is held by another process" in tables.stderr.readline()
+            assert tables.poll() is None
+        finally:
+            tables.kill()
+            tables.communicate()
 
 
 def test_an_edited_study_is_told_and_its_old_runs_stay(

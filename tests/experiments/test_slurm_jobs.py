@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cluster import SLURMD_TIMEOUT_S, Cluster, missing, wait_for
+from cluster import Cluster, wait_for
 
 import slurm
 import status
@@ -31,16 +31,6 @@ STARTS_S = 120.0
 """From its submission to a job's program, at most: a Python of some size starts before it, on a busy machine."""
 
 CANNOT_GO_ON = Verdict("failed", "pspo: rank 1 cannot go on (exit status 1)")
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    if reason := missing():
-        if os.environ.get("PSPO_NEED_SLURM") == "1":
-            pytest.fail(f"PSPO_NEED_SLURM=1, and {reason}")
-        pytest.skip(reason)
-    with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
-        yield cluster
 
 
 @pytest.fixture
@@ -163,9 +153,8 @@ def test_one_task_of_an_array_is_warned_and_goes_back_alone(
     cluster.call("scancel", "--signal=USR1", f"{train}_1")  # the last task of an array has the array's own number
     wait_for(lambda: cluster.job(f"{train}_1")["Restarts"] == "1", "the task to be sent back")
     assert cluster.job(f"{train}_0")["Restarts"] == "0" and cluster.job(f"{train}_0")["JobState"] == "RUNNING"
-    wait_for(lambda: told(cfg, cells)[2].startswith("waiting"), "the task to be in the queue")
-    saved = "BeginTime; sent back once, last: told to stop; saved"
-    assert told(cfg, cells)[2] == f"waiting {cells[1].name}: job {train}_1: {saved}"
+    saved = f"waiting {cells[1].name}: job {train}_1: BeginTime; sent back once, last: told to stop; saved"
+    wait_for(lambda: told(cfg, cells)[2] == saved, f'"{saved}"', lambda: "\n".join(told(cfg, cells)))
 
     cluster.call("scancel", f"{train}_0")  # it saves as well, and whoever cancels a job means it
     wait_for(lambda: cluster.job(f"{train}_0")["JobState"] == "CANCELLED", "the task to end")
@@ -186,7 +175,8 @@ def test_a_job_whose_node_dies_goes_back_and_its_attempt_has_no_end(
     ranks_are_up(log)
     node = cluster.job(f"{train}_0")["NodeList"]
     cluster.kill_node(node)
-    wait_for(lambda: cluster.job(f"{train}_0")["Restarts"] == "1", "SLURM to notice", within=6 * SLURMD_TIMEOUT_S)
+    cluster.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed")  # what SlurmdTimeout brings
+    wait_for(lambda: cluster.job(f"{train}_0")["Restarts"] == "1", "the job to be sent back")
     assert f"sent back once, last: {node} or the job on it was killed" in told(cfg, cells)[1]
     cluster.start_slurmd(node)
     cluster.wait_for_nodes()
@@ -233,21 +223,25 @@ def test_a_job_is_sent_back_so_often_and_no_oftener(cluster: Cluster, tmp_path: 
     cluster.call("scancel", "--signal=USR1", job)
     ended = cluster.wait_for_job(job, "FAILED")
     assert (ended["ExitCode"], ended["Restarts"]) == ("75:0", "0")
-    assert "sent back 0 times already (slurm.max_requeues=0): not again" in cluster.output(job)
+    assert "sent itself back 0 times already (slurm.max_requeues=0): not again" in cluster.output(job)
 
 
 @pytest.mark.slow
 def test_a_step_longer_than_the_time_limit_is_sent_back_from_there(cluster: Cluster, tmp_path: Path) -> None:
-    """Warned 30 s before, it goes on; SLURM ends it, and the job goes back by itself. SLURM counts in minutes."""
-    job, log = submitted_run(cluster, tmp_path, "--time=1", "--signal=USR1@30", BEHAVIOUR="stubborn")
+    """Warned, it goes on; SLURM ends it, and the job goes back by itself. SLURM counts limits in minutes: this one is
+    brought near. It looks every half minute."""
+    job, log = submitted_run(cluster, tmp_path, "--time=30", "--signal=USR1@30", BEHAVIOUR="stubborn")
+    cluster.call("scontrol", "update", f"JobId={job}", "EndTime=now+1")
     wait_for(lambda: cluster.job(job)["Restarts"] == "1", "the limit", lambda: cluster.output(job), within=150)
     [only] = attempts_of(log)
     assert only.verdict is not None and only.verdict.reason.startswith("time limit reached before it could save")
+    assert "SIGUSR1: saving" in log.read_text()
 
 
 @pytest.mark.slow
 def test_torchrun_hands_on_the_warning_and_ends_as_its_workers_do(cluster: Cluster, tmp_path: Path) -> None:
-    """srun -N2 of slurm/agent.py; the workers are behaves.py, started by torchrun."""
+    """srun -N2 of slurm/agent.py; the workers are behaves.py, started by torchrun. No agent or worker dies of a second
+    signal while it ends."""
     worker = tmp_path / "worker.py"
     programs = str(ROOT / "tests" / "programs")
     worker.write_text(f"import sys; sys.path.insert(0, {programs!r}); import behaves, os\n"
@@ -264,3 +258,4 @@ def test_torchrun_hands_on_the_warning_and_ends_as_its_workers_do(cluster: Clust
             cluster.call("scancel", "--signal=USR1", job)
         ended = cluster.wait_for_job(job, "FAILED")
         assert judge(int(ended["ExitCode"].partition(":")[0]), log.read_text().splitlines()) == expected
+        assert behaviour != "wait" or ended["ExitCode"] == "75:0"

@@ -121,6 +121,19 @@ def test_an_index_means_the_run_that_it_meant_on_submission(tmp_path: Path) -> N
     assert read.job_names()[read.job_name(first, "report")] == (read.submissions[first.token], "report")
 
 
+def test_a_submission_cut_by_a_crash_is_as_if_it_were_not_and_other_damage_is_told(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path), "smoke", "cpu")
+    first = ledger.open(["a"])
+    ledger.path.open("a").write('{"submission": "s75c289", "stage": "tra')
+    assert Ledger(str(tmp_path), "smoke", "cpu").submissions == {first.token: first}
+    ledger.add(first, "train", "17", [0])
+    read = Ledger(str(tmp_path), "smoke", "cpu")
+    assert [job.job for job in read.submissions[first.token].jobs] == ["17"]
+    ledger.path.write_text("{" + ledger.path.read_text())
+    with pytest.raises(PspoError, match="a line cannot be read"):
+        Ledger(str(tmp_path), "smoke", "cpu")
+
+
 def test_a_start_that_was_made_for_other_runs_says_nothing_of_these(tmp_path: Path) -> None:
     """The same study with other settings starts from something else, which is still to be made."""
     ledger, log = Ledger(str(tmp_path), "smoke", "cpu"), tmp_path / "logs" / "smoke-cpu.start.log"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.attempts import attempts_of, begin, end, lines_of_attempt, record_of
+from jobs.attempts import attempts_of, begin, end, lines_of_attempt, record_of, send
 from jobs.verdicts import AGAIN, STOPPED, Verdict, judge
 
 ATTEMPT = Path(__file__).resolve().parents[2] / "experiments" / "attempt.py"
@@ -39,6 +39,12 @@ TORCHRUN_FAILED = [
     "torchrun: the ranks of another node have ended (no answer)",
     "srun: error: n2: task 1: Exited with exit code 76",
     "srun: error: n1: task 0: Terminated",
+]
+# Rank 1 was warned, and saved nothing, since it was loading; the others heard of its end.
+PEER_TOLD = [
+    "pspo: SIGUSR1: stopping; the same command goes on from what is saved",
+    'pspo: rank 1 was told to stop in "loading the policy": SIGUSR1',
+    "srun: error: n1: task 0: Exited with exit code 1",
 ]
 TWO_AT_ONCE = ["pspo: another process is at work in run_dir=runs/clip-gentle-s0-f3af13d4e9"]
 TRACEBACK = [
@@ -74,7 +80,15 @@ TRACEBACK = [
         (139, [*PEER_LOST, "srun: error: n2: task 1: Segmentation fault (core dumped)"], "failed", "Segmentation"),
         (134, ["srun: error: n1: task 0: Aborted (core dumped)"], "failed", "Aborted"),
         (137, ["slurmstepd: error: Detected 1 oom_kill event in StepId=9.0."], "failed", "oom_kill"),
+        (75, PEER_TOLD[:2], "again", "told to stop; saved"),
+        (76, PEER_TOLD[:2], "again", PEER_TOLD[1]),
+        (1, PEER_TOLD, "again", PEER_TOLD[1]),
+        (143, PEER_TOLD, "again", PEER_TOLD[1]),
+        (1, [*PEER_TOLD, "srun: error: n2: task 1: Exited with exit code 75"], "again", "told to stop; saved"),
+        (139, [*PEER_TOLD, "srun: error: n2: task 1: Segmentation fault (core dumped)"], "failed", "Segmentation"),
         (1, TWO_AT_ONCE, "again", TWO_AT_ONCE[0]),
+        (1, ["pspo: another process is at work in eval/a.jsonl; wait for it, or end it"], "again", "at work in eval"),
+        (1, ["pspo: another process runs this study (it holds runs/.study-main.lock)"], "again", "runs this study"),
         (1, [], "failed", "no output (exit status 1)"),
         (1, ["10%\r 20%\r 30%", "", "the end", "wandb: synced"], "failed", "the end (exit status 1)"),
     ],
@@ -149,13 +163,27 @@ def test_a_run_that_is_killed_every_time_is_not_sent_back_for_ever(tmp_path: Pat
     assert end(log, 137, job("2", restart="1")).kind == "again"
 
 
+def test_a_job_counts_how_often_it_sends_itself_back_and_nothing_else(tmp_path: Path) -> None:
+    """Not what SLURM sends back, nor other jobs of the run."""
+    log = tmp_path / "run.log"
+    begin(log, job("1"))
+    end(log, 75, job("1"))  # preempted: SLURM sends it back by itself
+    begin(log, job("1", restart="1"))
+    assert [send(log, 2, job("1", restart=restart)) for restart in "123"] == [0, 1, 2]
+    assert send(log, 2, job("1", restart="4")) == 2  # the last of which was not noted: it may not go back
+    assert send(log, 2, job("2")) == 0
+    assert [(one.job, one.restart) for one in attempts_of(log)] == [("1", 0), ("1", 1)]
+
+
 def test_a_line_cut_by_a_crash_costs_that_line_alone(tmp_path: Path) -> None:
     log = tmp_path / "run.log"
     begin(log, job("1"))
     with record_of(log).open("a") as file:
-        file.write('{"end": "2026-11-23T02:1')
+        file.write('{"end": "2026-11-23T02:1' + 5000 * "?")
+    assert [one.ended for one in attempts_of(log)] == [None]
     begin(log, job("1", restart="1"))
     assert [one.restart for one in attempts_of(log)] == [0, 1]
+    assert [json.loads(line)["restart"] for line in record_of(log).read_text().splitlines()] == [0, 1]
 
 
 def test_the_end_is_told_quickly_and_without_the_packages_of_the_project(tmp_path: Path) -> None:
@@ -166,3 +194,6 @@ def test_the_end_is_told_quickly_and_without_the_packages_of_the_project(tmp_pat
     done = subprocess.run(command, env={**os.environ, **job("4")}, capture_output=True, text=True, check=True)
     assert done.stdout == "again: time limit reached\n"
     assert json.loads(record_of(log).read_text().splitlines()[1])["kind"] == "again"
+    command = [sys.executable, "-S", str(ATTEMPT), "send", str(log), "20"]
+    done = subprocess.run(command, env={**os.environ, **job("4")}, capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"

@@ -7,7 +7,6 @@ attempt of a job; a later attempt ends well at once. Tasks have a rank of their 
     deaf       does not listen to signals, so a warning ends it
     stubborn   listens, and goes on
     fail       ends with an error of its own; `fail1`: rank 1 alone does, the others wait
-    kill1      rank 1 is killed, the others wait
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import sys
 import time
 
 SAVED = 75
+WARNINGS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
 def behave(what: str, rank: int) -> None:
     attempt = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
     if what != "deaf":
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in WARNINGS:
             signal.signal(number, lambda received, _: stop(received, what))
     print(f"rank {rank} in attempt {attempt}", flush=True)
     if attempt > 0:
@@ -37,15 +37,14 @@ def behave(what: str, rank: int) -> None:
     if what == "fail" or (what == "fail1" and rank == 1):
         time.sleep(1)
         sys.exit(f"pspo: rank {rank} cannot go on")
-    if what == "kill1" and rank == 1:
-        time.sleep(1)
-        os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(600)
 
 
 def stop(received: int, what: str) -> None:
     os.write(2, f"pspo: {signal.Signals(received).name}: saving after this step\n".encode())
     if what != "stubborn":
+        for number in WARNINGS:  # torchrun's workers are warned twice, and Python's end takes a moment
+            signal.signal(number, signal.SIG_IGN)
         sys.exit(SAVED)
 
 

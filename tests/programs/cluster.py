@@ -7,18 +7,33 @@ A node here shares processes, clock and disk with the other one, so two things a
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from daemons import NODES, SLURMD_TIMEOUT_S, Daemons, missing, wait_for
+import pytest
+from daemons import MESSAGE_TIMEOUT_S, NODES, SLURMD_TIMEOUT_S, Daemons, missing, wait_for
 
-__all__ = ["NODES", "SLURMD_TIMEOUT_S", "Cluster", "missing", "wait_for"]
+__all__ = ["MESSAGE_TIMEOUT_S", "NODES", "SLURMD_TIMEOUT_S", "Cluster", "started", "wait_for"]
 
 SETTLE_S = 2
 """How long nothing has to be under way before a job that was sent back may start again."""
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "OUT_OF_MEMORY", "DEADLINE")
+
+
+@pytest.fixture(scope="session")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of two idle nodes, for a conftest.py to import. Without SLURM its tests skip with the reason; with
+    PSPO_NEED_SLURM=1 they fail."""
+    if reason := missing():
+        if os.environ.get("PSPO_NEED_SLURM") == "1":
+            pytest.fail(f"PSPO_NEED_SLURM=1, and {reason}")
+        pytest.skip(reason)
+    with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
 
 
 class Cluster(Daemons):
@@ -65,15 +80,20 @@ class Cluster(Daemons):
 
         Those two minutes keep what is still under way for the earlier attempt from reaching the new one, which has the
         same number: requests to end it, answers of nodes (seen: a task of the new attempt killed a minute later). This
-        waits for all of it. A node that was down has to be up again first, or to stay down until the job has ended.
+        waits for all of it; a request that a dead node has not taken is tried again after a minute, and goes with the
+        controller. A node that was down has to be up again first, or to stay down until the job has ended.
         """
         number = self.wait_for_job(job, "PENDING", within=within)["JobId"]  # of a task of an array, its own
-        quiet = time.monotonic()
+        quiet, fresh = time.monotonic(), False
 
         def settled() -> bool:
-            nonlocal quiet
-            sending = re.search(r"Agent (?:queue size|count): *[1-9]", self.call("sdiag"))
-            if sending or any(self._has_step(node, number) for node in NODES if self.slurmd(node)):
+            nonlocal quiet, fresh
+            said = self.call("sdiag")
+            waiting, sending = (re.search(rf"Agent {what}: *[1-9]", said) for what in ("queue size", "count"))
+            if waiting and not fresh:
+                self.restart_control()
+                fresh = True
+            if waiting or sending or any(self._has_step(node, number) for node in NODES if self.slurmd(node)):
                 quiet = time.monotonic()
             return time.monotonic() - quiet > SETTLE_S
 

@@ -31,6 +31,8 @@ PORTS = range(30000, 32700, 10)
 
 SLURMD_TIMEOUT_S = 10
 """Seconds without an answer after which a node counts as down, and its jobs go back into the queue."""
+MESSAGE_TIMEOUT_S = 5
+"""Seconds to wait for an answer; and after a job's end those in which SLURM leaves its tasks alone."""
 
 # One CPU a node, so that a job a node runs at a time. Jobs that have ended are known for an hour, as there is no
 # accounting. Scheduling takes place at once where it waits up to a minute by default. Clusters that stand beside each
@@ -59,8 +61,8 @@ MpiDefault=none
 ReturnToService=2
 JobRequeue=1
 SlurmdParameters=config_overrides
-SlurmdTimeout={timeout}
-MessageTimeout=5
+SlurmdTimeout={timeouts[0]}
+MessageTimeout={timeouts[1]}
 KillWait=5
 MinJobAge=3600
 InactiveLimit=0
@@ -88,8 +90,7 @@ class Daemons:
         # srun and sbatch take options from variables; those of a job that these tests run in are not theirs.
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
         self.env = clean | {"PATH": PATH, "SLURM_CONF": str(self.place / "slurm.conf")}
-        if self.env.pop("PYTHONDONTWRITEBYTECODE", ""):  # or each of many processes compiles torch and vLLM anew
-            self.env["PYTHONPYCACHEPREFIX"] = str(self.place / "pycache")
+        self.env.pop("PYTHONDONTWRITEBYTECODE", "")  # or each of many processes compiles torch and vLLM anew
 
     def __enter__(self) -> Self:
         self.place.mkdir(parents=True, exist_ok=True)
@@ -109,8 +110,9 @@ class Daemons:
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
         ports, host = free_ports(3), socket.gethostname().partition(".")[0]
-        values = {"first": (ports[0] - PORTS.start) // PORTS.step * 36 + 1, "timeout": SLURMD_TIMEOUT_S}
-        (self.place / "slurm.conf").write_text(CONF.format(host=host, place=self.place, ports=ports, **values))
+        first, timeouts = (ports[0] - PORTS.start) // PORTS.step * 36 + 1, (SLURMD_TIMEOUT_S, MESSAGE_TIMEOUT_S)
+        conf = CONF.format(host=host, place=self.place, ports=ports, first=first, timeouts=timeouts)
+        (self.place / "slurm.conf").write_text(conf)
         files = [f"--{name}-file={self.place}/munge.{name}" for name in ("pid", "log", "seed")]
         # --force: directories of tests are closed to other users, which munged takes for a mistake
         self._machine("munge", "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={socket_}", *files)
@@ -140,7 +142,6 @@ class Daemons:
         """Ends all daemons and whatever jobs have left."""
         for name in (*NODES, "control", "munge"):
             self.power_off(name)
-        shutil.rmtree(self.place / "pycache", ignore_errors=True)
 
     def power_off(self, name: str) -> None:
         """Kills everything that was started on a machine, at one blow."""
@@ -149,6 +150,15 @@ class Daemons:
             machine.wait(timeout=30)
             if machine.stdin:
                 machine.stdin.close()
+
+    def restart_control(self) -> None:
+        """Ends slurmctld, which saves what it knows, and starts it again. Nodes and jobs go on meanwhile."""
+        pid = int((self.place / "slurmctld.pid").read_text())
+        self.call("scontrol", "shutdown", "slurmctld")
+        wait_for(lambda: not psutil.pid_exists(pid), "slurmctld to end", self.logs)
+        self.power_off("control")
+        self._machine("control", "slurmctld", "-D")
+        self.wait_for_nodes("IDLE", "ALLOCATED", "COMPLETING", "DOWN", "DOWN*")
 
     def start_slurmd(self, node: str) -> None:
         """Starts a node's slurmd, at first and after a kill; see `wait_for_nodes`."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cluster import SLURMD_TIMEOUT_S, Cluster, wait_for
+from cluster import MESSAGE_TIMEOUT_S, SLURMD_TIMEOUT_S, Cluster, wait_for
 
 pytestmark = pytest.mark.slurm
 
@@ -77,8 +77,6 @@ def test_a_job_does_not_notice_that_slurmd_was_away_for_a_moment(cluster: Cluste
     wait_for(lambda: tasks(cluster, job), "the task to start")
     task = tasks(cluster, job)["n1"]
     cluster.kill_slurmd("n1")
-    time.sleep(SLURMD_TIMEOUT_S / 4)
-    assert alive(task)
     cluster.start_slurmd("n1")
     time.sleep(1)
     assert alive(task) and cluster.job(job)["JobState"] == "RUNNING" and cluster.job(job)["Restarts"] == "0"
@@ -93,6 +91,7 @@ def test_tasks_of_a_slurmd_that_stays_away_outlive_the_next_attempt(cluster: Clu
     cluster.restart_now(job, within=4 * SLURMD_TIMEOUT_S)
     ended = cluster.wait_for_job(job, "COMPLETED")
     assert ended["Restarts"] == "1" and ended["NodeList"] != lost
+    time.sleep(MESSAGE_TIMEOUT_S + 1)  # before that a slurmd that returns may keep them, up to a minute
     assert alive(task)
     cluster.start_slurmd(lost)
     wait_for(lambda: not alive(task), "the task to be ended")

@@ -96,7 +96,7 @@ def test_a_job_that_fails_and_one_that_is_cancelled_end_the_sweep(
     (taken / "somebody's").touch()
     sweep = Sweep(cluster, tmp_path, *settings)
     sweep.reach(1, step=2)
-    assert "is not empty and holds no run" in sweep.log(0)
+    wait_for(lambda: "is not empty and holds no run" in sweep.log(0), "the first to say why", lambda: sweep.log(0))
     cluster.call("scancel", f"{sweep.job}_1")
     status, said = sweep.end(within=120)
     assert status == 1 and "Traceback" not in said

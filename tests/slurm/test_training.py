@@ -19,7 +19,7 @@ from known import SETTINGS, make_policy, outcome
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ENGINE = "vllm" if importlib.util.find_spec("vllm") else "hf"
-STEPS = 14
+STEPS = 18  # so many that a run is still at work when it has been disturbed twice
 RUN = [*SETTINGS, f"steps={STEPS}", "eval.every=4", "eval.validation_problems=8"]
 PLENTY = 300  # seconds for loading and some steps, of which this machine takes a tenth when it does nothing else
 ENV = {"OMP_NUM_THREADS": "1"}
@@ -66,17 +66,22 @@ class OnTwoNodes:
         )
         self.job = re.findall(r"submitted (\d+)", said)[0]
 
-    def reach(self, step: int) -> None:
-        """Returns when a checkpoint of this step or a later one is there, and the run is still at work."""
+    def goes_on(self, steps: int) -> None:
+        """Returns when so many more steps than now are saved, and the run is still at work."""
+        wanted = self.saved() + steps
 
         def reached() -> bool:
             job = self.cluster.job(self.job)["JobState"]
             assert job in ("PENDING", "RUNNING", "CONFIGURING"), f"job {job}\n{self.said()}"
-            steps = [int(path.parent.name[5:]) for path in self.dir.glob("checkpoints/step-*/manifest.json")]
-            return any(there >= step for there in steps)
+            return self.saved() >= wanted
 
-        wait_for(reached, f"step {step}", self.said, PLENTY)
+        wait_for(reached, f"step {wanted}", self.said, PLENTY)
         assert not (self.dir / "DONE").exists(), "the run has ended before it could be disturbed"
+
+    def saved(self) -> int:
+        """The last step of which there is a checkpoint; 0 where there is none."""
+        found = self.dir.glob("checkpoints/step-*/manifest.json")
+        return max((int(path.parent.name[5:]) for path in found), default=0)
 
     def end(self, restarts: int) -> dict[str, object]:
         """The outcome when the job has ended; `restarts` is how often it was sent back."""
@@ -98,7 +103,7 @@ class OnTwoNodes:
 def test_a_run_that_is_sent_back_in_the_middle(cluster, root, tmp_path, checkpoint, undisturbed) -> None:
     """FSDP2 and an engine on each of two nodes; `scontrol requeue`."""
     run = OnTwoNodes(cluster, root, tmp_path, f"rollout={ENGINE}", f"model.path={checkpoint}")
-    run.reach(step=3)
+    run.goes_on(steps=2)
     cluster.call("scontrol", "requeue", run.job)
     cluster.restart_now(run.job)
     assert run.end(restarts=1) == undisturbed(ENGINE)
@@ -108,17 +113,18 @@ def test_a_run_that_loses_a_node_and_then_the_slurmd_of_its_first(
     cluster, root, tmp_path, checkpoint, undisturbed
 ) -> None:
     run = OnTwoNodes(cluster, root, tmp_path, "rollout=hf", f"model.path={checkpoint}")
-    run.reach(step=3)
+    run.goes_on(steps=2)
     cluster.kill_node("n2")
+    wait_for(lambda: "rank 1 has died" in run.said(), "the first rank to notice", run.said, PLENTY)
+    cluster.call("scontrol", "update", "NodeName=n2", "State=DOWN", "Reason=killed")  # what SlurmdTimeout brings
     cluster.wait_for_job(run.job, "PENDING", within=PLENTY)
-    assert "rank 1 has died" in run.said()
     cluster.start_slurmd("n2")
     cluster.wait_for_nodes()
     cluster.restart_now(run.job)
-    run.reach(step=8)
+    run.goes_on(steps=2)
     already = run.said().count("sent back already")
     cluster.kill_slurmd("n1")  # batch script and first rank go on, and nobody can end them
-    cluster.call("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=killed")  # what SlurmdTimeout brings
+    cluster.call("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=killed")
     cluster.wait_for_job(run.job, "PENDING", within=PLENTY)
     wait_for(lambda: run.said().count("sent back already") > already, "the batch script to end", run.said, PLENTY)
     cluster.start_slurmd("n1")
@@ -130,7 +136,7 @@ def test_a_run_that_loses_a_node_and_then_the_slurmd_of_its_first(
 def test_a_run_under_torchrun_that_is_warned(cluster, root, tmp_path, checkpoint, undisturbed) -> None:
     """The signal reaches the tasks as that of --signal does (test_cluster.py). The job sends itself back."""
     run = OnTwoNodes(cluster, root, tmp_path, "rollout=hf", f"model.path={checkpoint}", PSPO_LAUNCH="torchrun")
-    run.reach(step=3)
+    run.goes_on(steps=2)
     cluster.call("scancel", "--signal=USR1", run.job)
     cluster.restart_now(run.job, within=PLENTY)
     said = run.said()

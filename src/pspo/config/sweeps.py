@@ -25,10 +25,11 @@ from pspo.errors import ConfigError, PspoError
 from pspo.stopping import AGAIN, stoppable
 
 MEETING = (
-    # SLURM's own address of the first node: its name need not resolve on the others. A port of the job's own.
+    # SLURM's own address of the first node: its name need not resolve on the others. A port of the job's own, below
+    # those that systems give out. As in slurm/job.sh.
     'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
     'export MASTER_ADDR=$(scontrol show node "$first" | grep -oP "NodeAddr=\\K\\S+")',
-    "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
+    "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))",
 )
 """Lines of a batch script by which the ranks of a run find each other (pspo.ranks.place)."""
 
