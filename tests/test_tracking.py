@@ -1,13 +1,14 @@
 """metrics.jsonl: whole, and every step in it once, however often a run was started."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pspo.config import TrainConfig, compose, load_yaml
@@ -34,6 +35,7 @@ def test_tracker_writes_one_object_a_step(tmp_path, cfg):
         with pytest.raises(ValueError, match="reward/maen"):
             tracker.log(2, {"reward/maen": 1.0})
         assert tracker.ids() == {}
+    assert Tracker(tmp_path / "other", cfg, None, {"wandb": "id"}).ids() == {"wandb": "id"}  # for when it is on again
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 0, "eval/validation_accuracy": 0.5}, {"step": 1, "reward/mean": None, "ratio/max": 2.0}]
     assert load_yaml(tmp_path / "config.yaml", TrainConfig) == cfg
@@ -45,6 +47,7 @@ def test_a_run_that_begins_drops_the_lines_of_an_earlier_attempt(tmp_path, cfg):
     assert [line["step"] for line in lines_of(tmp_path / "metrics.jsonl")] == [0, 1, 2]
 
 
+@settings(deadline=None)  # it waits for the disk
 @given(last=st.integers(0, 5), after=st.integers(0, 5), cut=st.integers(0, 400))
 def test_cut_anywhere_after_a_saved_step_it_goes_on_to_the_same_bytes(tmp_path_factory, last, after, cut):
     """A kill leaves any prefix that has the saved step in it whole; whatever it is, the end is that of no kill."""
@@ -148,8 +151,31 @@ def test_a_record_that_cannot_be_opened_is_told(tmp_path, after):
         Record(tmp_path / "metrics.jsonl", after)
 
 
-def test_a_line_is_on_the_disk_when_log_returns(root, tmp_path):
-    """The process is killed at its first word after a step; of its buffers nothing is left."""
+@pytest.mark.parametrize("at_once", [1, 1000])
+def test_a_line_is_on_the_disk_when_log_returns(tmp_path, cfg, monkeypatch, at_once):
+    """Flushed after its last byte, and the file's name before; however many bytes the system takes at once."""
+    path, seen = tmp_path / "metrics.jsonl", []
+    write, fsync, directory = os.write, os.fsync, os.open(tmp_path, os.O_RDONLY)
+
+    def flushed(descriptor):
+        fsync(descriptor)
+        if path.exists() and os.path.sameopenfile(descriptor, directory):
+            seen.append("the name")
+        elif path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+            seen.append(path.read_text())
+
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:at_once]))
+    monkeypatch.setattr(os, "fsync", flushed)
+    with Tracker(tmp_path, cfg) as tracker:
+        assert seen == ["the name"]
+        for step in range(3):
+            seen.clear()
+            tracker.log(step, {"reward/mean": step / 8})
+            assert seen == ["".join(f'{{"step": {k}, "reward/mean": {k / 8}}}\n' for k in range(step + 1))]
+
+
+def test_nothing_of_a_line_is_in_buffers_of_the_process(root, tmp_path):
+    """It is killed at its first word after a step."""
     program = [sys.executable, "tests/programs/logs_steps.py", str(tmp_path), "none", "3", "waits", "tracking=none"]
     with subprocess.Popen(program, cwd=root, stdout=subprocess.PIPE, text=True) as running:
         for line in running.stdout:

@@ -10,19 +10,23 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import socket
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
 
 class Server:
-    """`steps` and `values` are what it has of each run, in the order of its lines; `about` what it was told of it."""
+    """`steps` and `values` are what it has of each run, in the order of its lines; `about` what it was told of it, and
+    `endings` how each of its clients ended: "preempted" where it said so before, and the exit code."""
 
     def __init__(self) -> None:
         self.history: dict[str, dict[int, dict[str, Any]]] = {}
         self.about: dict[str, dict[str, Any]] = {}
-        self.exit_codes: dict[str, list[int]] = {}
+        self.endings: dict[str, list[str | int]] = {}
+        self.connections: list[socket.socket] = []
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_of_runs": self}))
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
         self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
@@ -34,6 +38,9 @@ class Server:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._http.shutdown()
         self._http.server_close()
+        for connection in self.connections:  # which clients keep
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def steps(self, run: str) -> list[int]:
         return [line["_step"] for _, line in sorted(self.history.get(run, {}).items())]
@@ -69,18 +76,26 @@ class Server:
         )
 
     def take(self, run: str, sent: dict[str, Any]) -> None:
-        """One upload of the client: lines of files, from a line number on, and the exit code at the end."""
+        """One upload of the client: lines of files, from a line number on, and at the end how it ends."""
         lines = (sent.get("files") or {}).get("wandb-history.jsonl")
         if lines:
             numbered = enumerate(lines["content"], start=lines["offset"])
             self.history[run].update({number: json.loads(line) for number, line in numbered})
+        endings = self.endings.setdefault(run, [])
+        if sent.get("preempting"):
+            endings.append("preempted")
         if sent.get("complete"):
-            self.exit_codes.setdefault(run, []).append(sent["exitcode"])
+            endings.append(sent["exitcode"])
 
 
 class _Handler(BaseHTTPRequestHandler):
     server_of_runs: Server
     protocol_version = "HTTP/1.1"
+
+    def handle(self) -> None:
+        self.server_of_runs.connections.append(self.connection)
+        with suppress(ConnectionError):  # of a client that was killed
+            super().handle()
 
     def do_POST(self) -> None:
         asked = self._body()

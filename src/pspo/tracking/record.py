@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pspo.errors import PspoError
-from pspo.files import write_whole
+from pspo.files import flush, write_whole
 
 
 class Record:
@@ -34,7 +34,7 @@ class Record:
                 write_whole(self.path, whole)
         truncate = os.O_TRUNC if after is None else 0
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | truncate, 0o666)
-        _flush_directory(self.path.parent)  # else a new file could be lost whose lines are not
+        flush(self.path.parent)  # else a new file could be lost whose lines are not
         return descriptor
 
     def append(self, line: Mapping[str, Any]) -> None:
@@ -57,12 +57,17 @@ class Record:
 
 
 def lines_of(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl, which a process may be writing to; {"step": k, metric: number or None}."""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
+    """The whole lines of a metrics.jsonl, which a process may be writing to; {"step": k, metric: number or None}.
+
+    Raises PspoError where one is something else.
+    """
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
             if not line.endswith("\n"):
                 return
-            yield json.loads(line)
+            if (found := _object(line)) is None:
+                raise PspoError(f"{path} line {number} is no object of a step")
+            yield found
 
 
 def _text(path: Path) -> str:
@@ -95,17 +100,14 @@ def _kept(path: Path, after: int) -> list[str]:
 
 
 def _step(line: str) -> int | None:
+    found = _object(line)
+    return None if found is None else int(found["step"])
+
+
+def _object(line: str) -> dict[str, Any] | None:
     try:
         found = json.loads(line)
     except json.JSONDecodeError:
         return None
     step = found.get("step") if isinstance(found, dict) else None
-    return step if type(step) is int and step >= 0 else None
-
-
-def _flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return found if type(step) is int and step >= 0 else None

@@ -18,11 +18,12 @@ from pspo.errors import PspoError
 from pspo.files import write_whole
 
 
-def run_id(run_dir: Path) -> str:
-    """The W&B run of a run directory: drawn once. Raises PspoError where wandb.json is not as it was written."""
+def run_id(run_dir: Path, before: str | None = None) -> str:
+    """The W&B run of a run directory: drawn once; `before` where it had one and wandb.json is lost. Raises PspoError
+    where that is not as it was written."""
     if not (run_dir / "wandb.json").exists():
         # Drawn, not derived from the settings: two people who run the same thing have two runs.
-        write_whole(run_dir / "wandb.json", json.dumps({"id": secrets.token_hex(5)}) + "\n")
+        write_whole(run_dir / "wandb.json", json.dumps({"id": before or secrets.token_hex(5)}) + "\n")
     return str(_stored(run_dir)["id"])
 
 
@@ -41,31 +42,33 @@ def remember(run_dir: Path, cfg: TrainConfig, sent: Sent) -> None:
 
 
 def remembered(run_dir: Path, cfg: TrainConfig) -> Sent:
-    """What `remember` wrote of the same project."""
+    """What `remember` wrote of the same project. A run that has no DONE goes on, and is not whole."""
     stored = _stored(run_dir)
-    return Sent(stored["last"], stored["whole"]) if stored.get("project") == cfg.tracking.project else Sent()
+    if stored.get("project") != cfg.tracking.project:
+        return Sent()
+    return Sent(stored["last"], stored["whole"] and (run_dir / "DONE").exists())
 
 
 def _stored(run_dir: Path) -> dict[str, Any]:
     path = run_dir / "wandb.json"
     try:
         found = json.loads(path.read_text())
-        sound = isinstance(found["id"], str) and ("project" not in found or found.keys() >= {"last", "whole"})
+        types = {"id": str} | ({"last": int, "whole": bool} if "project" in found else {})
+        sound = all(type(found[name]) is kind for name, kind in types.items())
     except (ValueError, KeyError, TypeError):
         sound = False
     if not sound:
-        raise PspoError(f"{path} is damaged; put it back, or remove it for a new W&B run of the same metrics")
+        raise PspoError(f"{path} is damaged; put it back, or remove it and the next start writes it anew")
     return dict(found)
 
 
 def clear(run_dir: Path, cfg: TrainConfig) -> int:
     """Removes what earlier starts left in wandb/, whose steps are in metrics.jsonl; returns the last step that the
-    server is known to have, -1 for none: uploaded by us, or by `wandb sync`, which marks what it has uploaded."""
-    synced = [_last_step(path) for path in _offline(run_dir) if _marker(path).exists()]
-    before = remembered(run_dir, cfg)
-    sent = max([before.last, *synced])
-    if sent > before.last:
-        remember(run_dir, cfg, Sent(sent))
+    server is known to have, -1 for none: uploaded by us, or by `wandb sync`, which marks what it has uploaded. The run
+    is not whole from here on."""
+    synced = [_last_step(path) for path in _offline(run_dir) if _is_synced(path)]
+    sent = max([remembered(run_dir, cfg).last, *synced])
+    remember(run_dir, cfg, Sent(sent))
     for path in [*run_dir.glob("wandb/run-*"), *run_dir.glob("wandb/offline-run-*")]:
         shutil.rmtree(path, ignore_errors=True)
     return sent
@@ -84,6 +87,12 @@ def _offline(run_dir: Path) -> list[Path]:
 def _marker(path: Path) -> Path:
     """What `wandb sync` puts beside a file that it has uploaded, and looks for."""
     return path.with_name(f"{path.name}.synced")
+
+
+def _is_synced(path: Path) -> bool:
+    """Has all of it been uploaded? Not what was written since."""
+    marker = _marker(path)
+    return marker.exists() and marker.stat().st_mtime_ns > path.stat().st_mtime_ns
 
 
 def _last_step(path: Path) -> int:

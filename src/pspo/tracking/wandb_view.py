@@ -13,8 +13,9 @@ from __future__ import annotations
 import io
 import math
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,25 +26,32 @@ from pspo.tracking.wandb_files import Sent, clear, remember, run_id
 
 Mode = Literal["online", "offline"]
 
+GRACE = 10.0
+"""Seconds that W&B's service may take for what it need not ask its server: to start, to end."""
+
 
 class Lost(Exception):
     """W&B is not to be had; the message says why, in one line."""
 
 
 class Mirror:
-    """W&B beside a run that goes on without it where it has to: nothing here raises but for a damaged wandb.json."""
+    """W&B beside a run that goes on without it where it has to: nothing of it raises."""
 
     def __init__(self, run_dir: Path, cfg: TrainConfig, mode: Mode) -> None:
-        run_id(run_dir)  # written before W&B hears of it
         self._dir, self._cfg, self._mode = run_dir, cfg, mode
         self._run: WandbRun | None = None
 
-    def begin(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Connects, and sends what W&B lacks of `lines`, which are on record."""
+    def begin(self, lines: Iterable[Mapping[str, Any]], before: str | None = None) -> str | None:
+        """Connects, and sends what W&B lacks of `lines`, which are on record; the run's id, None where it has none.
+
+        `before` is its id at an earlier start.
+        """
+        name: str | None = None
 
         def start() -> None:
-            with _failures():
-                sent = clear(self._dir, self._cfg)
+            nonlocal name
+            name = run_id(self._dir, before)  # written before W&B hears of it
+            sent = clear(self._dir, self._cfg)
             timeout = self._cfg.tracking.timeout
             try:
                 self._run = WandbRun(self._dir, self._cfg, self._mode, self._dir, (timeout, timeout), sent + 1)
@@ -54,6 +62,7 @@ class Mirror:
                 self._run.log(line)
 
         self._or_without(start)
+        return name
 
     def log(self, line: Mapping[str, Any]) -> None:
         if (run := self._run) is not None:
@@ -63,11 +72,13 @@ class Mirror:
         """`kind` is what ended the run, if something did."""
         if (run := self._run) is not None:
             preempted = kind is not None and issubclass(kind, Stopped)
-            self._or_without(lambda: run.finish(int(kind is not None), preempted))
+            whole = kind is None and (self._dir / "DONE").exists()
+            self._or_without(lambda: run.finish(int(not whole), preempted))
 
     def _or_without(self, work: Callable[[], None]) -> None:
         try:
-            work()
+            with _failures():
+                work()
         except Lost as error:
             self._run = None
             later = "the run does without it; metrics.jsonl has every step, and `make wandb-sync` uploads it later"
@@ -87,9 +98,9 @@ class WandbRun:
     ) -> None:
         import wandb
 
-        self._dir, self._cfg, self._mode = run_dir, cfg, mode
+        self._dir, self._cfg, self._mode, self._timeouts = run_dir, cfg, mode, timeouts
         set_up(log_in=mode == "online")
-        with _failures(), _quiet():
+        with _failures(), _quiet(), _at_most(timeouts[0]):
             # `resume` offline would let `wandb sync` renumber the steps.
             resume = "allow" if mode == "online" else None
             settings = _settings(*timeouts)
@@ -109,28 +120,35 @@ class WandbRun:
     def finish(self, exit_code: int, preempted: bool = False) -> None:
         """Waits until everything is sent. With 0 the run is whole; `preempted` is shown as such until it goes on."""
         with _failures():
-            with _quiet() as heard:
+            with _quiet() as heard, _at_most(self._timeouts[1]):
                 if preempted:
                     self._run.mark_preempting()
                 self._run.finish(exit_code=exit_code)
             if troubles := [line for line in heard.getvalue().splitlines() if "WARNING" in line or "ERROR" in line]:
                 raise Lost(troubles[-1].removeprefix("wandb: "))
+            if self._mode == "online":
+                remember(self._dir, self._cfg, Sent(self.last, whole=exit_code == 0))
         _teardown()
-        if self._mode == "online":
-            remember(self._dir, self._cfg, Sent(self.last, whole=exit_code == 0))
 
 
 def set_up(log_in: bool, verify: bool = False) -> None:
     """Readies W&B in this process. Raises Lost without a key, and with `verify` also where the server does not take it
-    or does not answer."""
+    or does not answer: in 10 s or WANDB_HTTP_TIMEOUT, and at the second try."""
     import wandb
 
+    tries = {"x_graphql_retry_max": 1, "x_graphql_retry_wait_min_seconds": 1.0, "x_graphql_retry_wait_max_seconds": 1.0}
     with _failures(), _quiet():
         # Once for what it prints (warnings stay on: `_quiet` collects them), once for what it asks the server.
         wandb.setup(wandb.Settings(show_info=False))
-        wandb.setup(wandb.Settings(silent=True))
+        wandb.setup(wandb.Settings(silent=True, **(tries if verify else {})))
         if log_in and not wandb.login(prompt=False, verify=verify):
             raise Lost("no API key is set up here (`wandb login`, or WANDB_API_KEY)")
+
+
+def ask_server() -> None:
+    """Raises Lost where no run can be uploaded now."""
+    set_up(log_in=True, verify=True)
+    _teardown()  # with it go the settings for this question
 
 
 @contextmanager
@@ -138,14 +156,15 @@ def _failures() -> Iterator[None]:
     """Turns whatever W&B raises into Lost, in one line, and clears it away."""
     try:
         yield
-    except PspoError:
-        raise
-    except Exception as error:  # of sockets, of its service, of its own: none is worth a run
-        _teardown()
+    except Exception as error:  # of sockets, files, its service, its own: none is worth a run
+        _end_service()
         if isinstance(error, Lost):
             raise
-        lines = str(error).strip().splitlines()
-        raise Lost(f"{type(error).__name__}{': ' if lines else ''}{''.join(lines[-1:])}") from error
+        kind = [] if isinstance(error, PspoError) else [type(error).__name__]
+        raise Lost(": ".join([*kind, *str(error).strip().splitlines()[-1:]])) from error
+    except BaseException:  # a signal: W&B's service would hold the program's end up until its own time-out
+        _end_service()
+        raise
 
 
 @contextmanager
@@ -159,15 +178,49 @@ def _quiet() -> Iterator[io.StringIO]:
     sys.stderr.write("".join(others))
 
 
+def _end_service() -> None:
+    """At once, whatever it waits for; metrics.jsonl has what it has not sent."""
+    _kill_service()
+    _teardown()
+
+
 def _teardown() -> None:
     """Ends W&B's service process, so that the .wandb file is whole and nothing of it runs at exit."""
-    import wandb
-
-    with redirect_stderr(io.StringIO()):
-        try:
+    if (wandb := sys.modules.get("wandb")) is None:
+        return
+    try:
+        # It does not hear that it is to end where it was answering something that had timed out.
+        with redirect_stderr(io.StringIO()), _at_most(0.0):
             wandb.teardown()
-        except (Exception, SystemExit) as error:  # the service is gone already, or ended with a status of its own
-            print(f"wandb.teardown: {error!r}", file=sys.stderr)
+    except Stopped:
+        raise
+    except (Exception, SystemExit):  # the service was gone already, or ended with a status of its own
+        pass
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Kills W&B's service where a block takes longer, and GRACE on top. wandb's own time-outs (0.31) are those of some
+    of its waits; others last until the service answers or is gone."""
+    killer = threading.Timer(seconds + GRACE, _kill_service)
+    killer.start()
+    try:
+        yield
+    except Exception as error:
+        if killer.finished.is_set():
+            raise Lost(f"its service did not answer within {seconds + GRACE:g} s") from error
+        raise
+    finally:
+        killer.cancel()
+
+
+def _kill_service() -> None:
+    import psutil  # type: ignore[import-untyped]
+
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # gone meanwhile
+            if child.name() == "wandb-core":
+                child.kill()
 
 
 def _about(run_dir: Path, cfg: TrainConfig) -> dict[str, Any]:
