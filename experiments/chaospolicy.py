@@ -47,11 +47,12 @@ def make_policy(directory: Path, overrides: Sequence[str]) -> Path:
     from pspo.data.tokenizer import build_tokenizer
     from pspo.models import build, save_policy
     from pspo.sft import Demonstration, backward
+    from pspo.startup import prepare
 
     cfg = compose("train", TrainConfig, overrides)
     if cfg.model.arch is None or not isinstance(cfg.data, schema.WordProblems):
         raise PspoError("model= and data= are the small world's here: chaos.py makes a policy that knows its problems")
-    torch.set_num_threads(1)
+    prepare("cpu", threads=1)
     tokenizer = build_tokenizer(cfg.data)
     (eos,) = eos_ids(tokenizer)
     model = build(cfg.model.arch, len(tokenizer), eos, tokenizer.pad_token_id, seed=0)
