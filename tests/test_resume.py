@@ -111,6 +111,19 @@ def test_with_vllm_too(start, signalled, tmp_path):
     assert outcome(start(tmp_path / "b", "rollout=vllm")) == undisturbed
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_gpu_with_kernels_that_promise_it(start, signalled, tmp_path, dtype):
+    settings = ["device=cuda", "deterministic=true", f"model.dtype={dtype}", "rollout.max_gap=1"]
+    undisturbed = outcome(start(tmp_path / "a", *settings))
+    signalled(1, 3)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            start(tmp_path / "b", *settings)
+    assert outcome(start(tmp_path / "b", *settings)) == undisturbed
+
+
 def test_a_damaged_checkpoint_costs_a_step_and_nothing_else(start, signalled, tmp_path, capsys):
     undisturbed = outcome(start(tmp_path / "a"))
     signalled(3)
