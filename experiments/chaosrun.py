@@ -4,7 +4,7 @@ Moments are aimed by what appears in the run's directory, polled every milliseco
 
     begun      it goes on from a checkpoint, or writes the first line
     aside      a file is being written whole (under a hidden name)
-    line       metrics.jsonl has another size
+    line       metrics.jsonl has grown
     writing    a checkpoint is begun
     saved      a checkpoint has got its name
     removing   what is no longer kept goes
@@ -78,12 +78,20 @@ class Watch:
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir, self.counts = run_dir, Counter[str]()
-        self._seen = self._look()
+        self._seen, self._size = self._look(), self._size_of_record()
 
     def poll(self) -> None:
-        now = self._look()
+        now, size = self._look(), self._size_of_record()
         self.counts.update(event for event, *_ in now - self._seen)
-        self._seen |= now
+        if size > self._size:  # a start may shorten it first
+            self.counts["line"] += 1
+        self._seen, self._size = self._seen | now, size
+
+    def _size_of_record(self) -> int:
+        try:
+            return os.stat(self.run_dir / "metrics.jsonl").st_size
+        except FileNotFoundError:  # not yet there, or replaced this moment
+            return 0
 
     def _look(self) -> set[tuple[str, str, int]]:
         found = set()
@@ -92,10 +100,6 @@ class Watch:
                 found.add(("summary", "", 0))
             elif entry.name == "DONE":
                 found.add(("done", "", 0))
-            elif entry.name == "metrics.jsonl":
-                with suppress(FileNotFoundError):  # replaced this moment
-                    if size := os.stat(entry.path).st_size:
-                        found.add(("line", "", size))
             elif entry.name[0] == "." and entry.name != ".lock":
                 found.add(("aside", entry.name, 0))
         for entry in _entries(self.run_dir / "checkpoints"):

@@ -117,8 +117,9 @@ def test_a_run_that_does_not_get_on_is_left_alone_for_longer() -> None:
 
 
 def test_events_are_counted_as_they_appear(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text("a line\n")
+    (tmp_path / "metrics.jsonl").write_text("a line\nhalf a l")
     watch = Watch(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("a line\n")  # as a start does it, before it says where it goes on
     watch.poll()
     assert not watch.counts
     for step in (1, 2):
