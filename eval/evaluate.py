@@ -104,6 +104,9 @@ def run(cfg: EvalConfig) -> None:
     checkpoint, run_dir = resolve(cfg.checkpoint)
     problems = problems_of(cfg, config_of(run_dir))
     paths = {temperature: out_path(cfg, temperature, checkpoint, run_dir) for temperature in cfg.temperatures}
+    for path in paths.values():
+        if not path.name or (path.exists() and not path.is_file()):
+            raise ConfigError("out", path, "must be a file, or the name of one to be made")
 
     from pspo.checkpoint import verify_policy
     from pspo.data import load_report, load_tokenizer, make_prompter

@@ -51,5 +51,5 @@ def _some(names: Sequence[str], most: int = 8) -> str:
 def _read(path: Path) -> dict[str, str] | None:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError):  # a file that cannot be read is worth no more than none
+    except (FileNotFoundError, ValueError, TypeError):  # a file that cannot be read is worth no more than none
         return None

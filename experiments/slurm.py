@@ -27,7 +27,7 @@ from jobs.states import State, Survey
 from pspo.config import StudyConfig, compose
 from pspo.config.schema import Slurm
 from pspo.errors import PspoError
-from studies import Cell, Study, override
+from studies import Cell, Study, override, quoted_value
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_", "PMI", "OMPI_")
@@ -111,11 +111,12 @@ class Submitting:
     ) -> str:
         self.submission = self.submission or self.ledger.open(self.runs)
         name = self.ledger.job_name(self.submission, stage)
-        out = Path(self.cfg.runs) / "logs" / "slurm" / ("%A_%a.out" if indices else "%j.out")
-        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(self.cfg.runs) / "logs" / "slurm"
+        folder.mkdir(parents=True, exist_ok=True)
+        pattern = f"{folder}/".replace("%", "%%") + ("%A_%a.out" if indices else "%j.out")
         job = sbatch(
             self.cfg.slurm,
-            [f"--job-name={name}", f"--output={out}", *sbatch_options(self.cfg.slurm, ranks, gpus), *options],
+            [f"--job-name={name}", f"--output={pattern}", *sbatch_options(self.cfg.slurm, ranks, gpus), *options],
             "study.sh",
             [stage, *arguments_of(self.cfg), f"submission={self.submission.token}"],
         )
@@ -212,5 +213,5 @@ def arguments_of(cfg: StudyConfig) -> list[str]:
     what is asked of a cluster."""
     plain = [f"{key}={getattr(cfg, key)}" for key in ("study", "scale", "jobs", "rollout", "tracking")]
     paths = [override(key, getattr(cfg, key)) for key in ("results", "runs", "models")]
-    more = ",".join("'" + text.replace("'", "\\'") + "'" for text in cfg.overrides)
+    more = ",".join(map(quoted_value, cfg.overrides))
     return [*plain, *paths, f"overrides=[{more}]"]

@@ -213,9 +213,21 @@ def override(key: str, value: str) -> str:
     >>> override("runs", "/scratch/my runs"), override("runs", "runs")
     ("runs='/scratch/my runs'", 'runs=runs')
     """
-    if re.fullmatch(r"[\w./-]+", value):
-        return f"{key}={value}"
-    return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
+    plain = re.fullmatch(r"[A-Za-z/.][A-Za-z0-9_./-]*", value) and value.lower() not in WORDS
+    return f"{key}={value if plain else quoted_value(value)}"
+
+
+WORDS = ("true", "false", "null", "nan", "inf")
+"""What Hydra's grammar takes for something else than a text."""
+
+
+def quoted_value(value: str) -> str:
+    """In Hydra's quotes, in which a quote, and the backslashes before one, need a backslash.
+
+    >>> print(quoted_value("it's"), quoted_value("a" + chr(92)))
+    'it\\'s' 'a\\\\'
+    """
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + (chr(92) + "'" if found[2] else ""), value) + "'"
 
 
 def group_of(text: str) -> str:

@@ -87,6 +87,7 @@ def replace(path, old, new):
         (lambda d: shutil.copy(d.parent / "step-2/manifest.json", d), "of another format or step"),
         (lambda d: replace(d / "manifest.json", "0.3", "0.4"), "its manifest.json is not what was written"),
         (lambda d: (d / "manifest.json").write_text("[]"), "its manifest.json cannot be read"),
+        (lambda d: (d / "manifest.json").write_text("[" * 200_000), "its manifest.json cannot be read"),
         (lambda d: shutil.rmtree(d / "state"), "it holds a policy alone"),
     ],
 )
@@ -141,6 +142,17 @@ def test_where_all_are_damaged_there_is_none(three):
     for step in three.steps():
         flip(three.at(step) / "model.safetensors")
     assert three.newest() is None
+
+
+def test_what_is_only_like_a_checkpoint_is_none(three):
+    for name in ("step-007", "step-\u0663", "step-1x", "step-"):
+        shutil.copytree(three.at(2), three.directory / name)
+    (three.directory / "step-9").write_text("a file")
+    assert three.steps() == [1, 2, 3, 9] and three.newest().step == 3
+    three.save(4, policy, STATE, {})
+    three.prune(4, keep=1, best=4)
+    assert three.steps() == [4] and not list(three.directory.glob(".*"))
+    assert (three.directory / "step-007").exists()
 
 
 @pytest.mark.parametrize("left", [".step-4.writing", ".step-2.old-77", ".step-1.state"])

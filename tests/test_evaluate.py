@@ -75,3 +75,9 @@ def test_validation_problems_are_the_run_s_own(tmp_path, run_dir) -> None:
         evaluate.problems_of(cfg, None)
     fixed = eval_config(run_dir, *settings, "split=validation", "data.split_seed=0")
     assert len(evaluate.problems_of(fixed, None)) == 10
+
+
+@pytest.mark.parametrize("out", ["/", "/dev/null", ".."])
+def test_where_nothing_can_be_written_it_is_told_before_anything_is_loaded(tmp_path, out) -> None:
+    with pytest.raises(ConfigError, match=r"out=.*must be a file, or the name of one to be made"):
+        evaluate.run(compose("eval", EvalConfig, [f"checkpoint={tmp_path}", "benchmark=wordproblems", f"out={out}"]))

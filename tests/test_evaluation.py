@@ -207,9 +207,10 @@ def test_the_identity_knows_what_decides_a_record(tmp_path, checkpoint, cfg, par
     assert made_of(protocol=greedy) == made_of(protocol=replace(greedy, seed=5, max_prompt_tokens=99))  # no part in it
 
 
-def test_one_process_at_a_time(tmp_path, checkpoint, cfg, parts):
+def test_one_process_at_a_time(tmp_path, checkpoint, cfg, parts, monkeypatch):
+    monkeypatch.setattr("pspo.evalfile.PATIENCE_S", 1)
     file = file_of(tmp_path / "eval.jsonl", checkpoint, cfg, parts)
-    with file.held(), pytest.raises(PspoError, match=r"another process is writing .*eval\.jsonl"):
+    with file.held(), pytest.raises(PspoError, match=r"another process is at work in .*eval\.jsonl"):
         evaluate_to_file(file, lambda: parts[0], *parts[1:], chunk=5)
 
 

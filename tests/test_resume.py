@@ -276,6 +276,14 @@ def test_outside_the_steps_a_signal_ends_at_once_and_handlers_are_given_back():
     assert stopped.value.code == AGAIN and signal.getsignal(signal.SIGUSR1) is before
 
 
+def test_a_program_that_listens_twice_is_told_once(capfd):
+    with pytest.raises(Stopped) as stopped, stoppable(), stoppable() as inner:
+        inner.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        inner.end()
+    assert stopped.value.code == AGAIN and capfd.readouterr().err.count("\n") == 1
+
+
 def test_a_handler_from_before_has_the_last_word():
     """As submitit's, which sends a job back to the queue."""
     heard = []

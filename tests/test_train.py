@@ -200,8 +200,44 @@ def test_a_run_whose_directory_goes_away_does_not_end_as_complete(checkpoint, tm
         sync(self)
         shutil.rmtree(self.dir)
 
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Run, "sync", removing)
+        with pytest.raises(PspoError, match=r"was removed"):
+            run(checkpoint, tmp_path / "run", "steps=1")
+    assert not (tmp_path / "run").exists()  # nothing stands in the way of the same command
+    run(checkpoint, tmp_path / "run", "steps=1")
+
+
+@pytest.mark.parametrize("when", ["sync", "finish"])
+def test_nothing_is_written_into_another_runs_directory(checkpoint, tmp_path, monkeypatch, when):
+    here, real = tmp_path / "run", getattr(Run, when)
+
+    def renamed(self):
+        shutil.move(here, tmp_path / "moved")
+        here.mkdir()
+        shutil.copy(tmp_path / "moved/config.yaml", here)
+        real(self)
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Run, when, renamed)
+        with pytest.raises(PspoError, match="was removed or re"):
+            run(checkpoint, here, "steps=1")
+    assert [path.name for path in here.iterdir()] == ["config.yaml"]
+    shutil.rmtree(here)
+    shutil.move(tmp_path / "moved", here)
+    run(checkpoint, here, "steps=1")
+    assert (here / "DONE").exists()
+
+
+def test_a_record_that_is_removed_is_told(checkpoint, tmp_path, monkeypatch):
+    sync = Run.sync
+
+    def removing(self):
+        sync(self)
+        (self.dir / "metrics.jsonl").unlink()
+
     monkeypatch.setattr(Run, "sync", removing)
-    with pytest.raises(PspoError, match="was removed or renamed"):
+    with pytest.raises(PspoError, match=r"metrics\.jsonl .*(removed|No such file)"):
         run(checkpoint, tmp_path / "run", "steps=1")
     assert not (tmp_path / "run/DONE").exists()
 

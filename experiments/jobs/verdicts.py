@@ -40,7 +40,7 @@ CLUSTER = re.compile(
     r"Task launch for .* failed|Timed out waiting|.*(?:Socket timed out|Unable to contact slurm|"
     r"Communication connection|Connection refused|Zero Bytes were transmitted)).*"
     r"|.*\brank \d[\d, ]* has (?:died|given no sign of life)\b.*"
-    r"|.*another process (?:is at work in|runs this study) .*"
+    r"|^pspo: (?:rank [\d, ]+: )?another process (?:is at work in|runs this study) .*"
 )
 TOLD_RANK = re.compile(r".*\brank \d+ was told to stop in .*")
 FAILED_RANK = re.compile(r"\brank \d+ failed in ")
@@ -58,7 +58,8 @@ def judge(status: int, log: Sequence[str]) -> Verdict:
         return DONE
     if crashes := [line for line in log if CRASH.match(line)]:
         return Verdict("failed", crashes[-1])
-    if lost := [line for line in log if CLUSTER.match(line)]:
+    wrong = any(line.startswith("pspo: wrong setting: ") for line in log)  # and what it quotes may look like anything
+    if not wrong and (lost := [line for line in log if CLUSTER.match(line)]):
         return Verdict("again", lost[-1])
     statuses = {status, *(int(found.group(1)) for line in log if (found := TASK.match(line) or WORKER.search(line)))}
     own = sorted(code for code in statuses if code not in (0, AGAIN, STOPPED) and not ended_by(code))

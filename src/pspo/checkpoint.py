@@ -33,15 +33,16 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from pspo.errors import PspoError
-from pspo.files import flush, publish, set_aside
+from pspo.files import flush, publish, remove, set_aside
 from pspo.ranks import Ranks
 
 FORMAT = 1
 STATE, MANIFEST = "state", "manifest.json"
+NAME = r"step-(0|[1-9][0-9]*)"
 UNWRITABLE = (OSError, SafetensorError, CheckpointException)
 NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """Of a checkpoint: that is damage. Other errors of reading may pass, and what cannot be read now is not given up."""
-GARBLED = (*NOT_THERE, ValueError, KeyError, TypeError)
+GARBLED = (*NOT_THERE, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Of those that are there, whole or damaged."""
-        found = (re.fullmatch(r"step-(\d+)", name) for name in self._names())
+        found = (re.fullmatch(NAME, name) for name in self._names())
         return sorted(int(match[1]) for match in found if match)
 
     def _names(self) -> list[str]:
@@ -88,9 +89,10 @@ class Checkpoints:
         def begin() -> None:
             shutil.rmtree(fresh, ignore_errors=True)  # of a process that was killed
             if not self.directory.exists():
-                self.directory.mkdir(parents=True)
+                self.directory.mkdir()
                 flush(self.directory.parent)
-            (fresh / STATE).mkdir(parents=True)
+            fresh.mkdir()
+            (fresh / STATE).mkdir()
             policy(fresh)
 
         def end() -> None:
@@ -136,7 +138,7 @@ class Checkpoints:
     def _tidied(self) -> list[int]:
         for name in self._names():
             if name.startswith(".step-"):  # left by a process that was killed while it wrote or removed
-                shutil.rmtree(self.directory / name, ignore_errors=True)
+                remove(self.directory / name)
         return self.steps()
 
     def _verified(self, step: int, state: bool = True) -> Saved | str:
@@ -150,6 +152,8 @@ class Checkpoints:
                     return f"its {MANIFEST} is not what was written: its SHA-256 differs"
                 if (manifest["format"], manifest["step"]) != (FORMAT, step):
                     return f"its {MANIFEST} is of another format or step"
+                if "config.json" not in manifest["files"]:
+                    return f"its {MANIFEST} names no policy"
                 has_state = (path / STATE).is_dir()
                 if state and not has_state and step != self.last:
                     return "it holds a policy alone"
@@ -195,7 +199,7 @@ class Checkpoints:
         if self.ranks.first:
             newest = [other for other in self.steps() if other <= step][-keep:]
             for other in set(self.steps()) - {*newest, best if best <= step else step}:
-                shutil.rmtree(set_aside(self.at(other)), ignore_errors=True)
+                remove(set_aside(self.at(other)))
             if best not in newest:
                 self._strip(best)
 
@@ -213,7 +217,7 @@ class Checkpoints:
 
 def verify_policy(path: Path) -> None:
     """Raises PspoError where `path` is a checkpoint of a run, and its policy is not what was written."""
-    if (path / MANIFEST).is_file() and (step := re.fullmatch(r"step-(\d+)", path.name)):
+    if (path / MANIFEST).is_file() and (step := re.fullmatch(NAME, path.name)):
         found = Checkpoints(path.parent, -1, Ranks())._verified(int(step[1]), state=False)
         if isinstance(found, str):
             raise PspoError(f"{path} is damaged: {found}")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file complete or leaves it as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file complete or leaves it as it was; an OSError names it."""
+    path.parent.mkdir(exist_ok=True)  # not what that is in: a directory that was removed is not made anew
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(aside, "w", encoding="utf-8") as file:
@@ -20,6 +20,9 @@ def write_whole(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         aside.replace(path)
         flush(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # a disk that is full does not say
+        raise
     finally:
         aside.unlink(missing_ok=True)
 
@@ -48,6 +51,14 @@ def set_aside(directory: Path) -> Path:
     """Renames it to a name that no glob for what is whole finds: a process that is killed while it removes it leaves it
     whole or hidden, not in part."""
     return directory.rename(directory.with_name(f".{directory.name}.old-{os.getpid()}"))
+
+
+def remove(path: Path) -> None:
+    """A directory or whatever has its name, as far as it can be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

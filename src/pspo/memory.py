@@ -10,7 +10,7 @@ from typing import Any
 @dataclass
 class Memory:
     """made_with   with what (commit, packages, machine, ranks) the run was made, from which step on
-    made_from   digests of what it started from: the policy, and data sets that are read from files
+    made_from   digests of its settings, of the policy it started from, and of data sets that are read from files
     validated   accuracy on the validation part by step: the best so far among them
     checks_left, moved   of sampler against learner: on the first batch, and on the first with new weights
     seconds   by phase, all attempts together

@@ -80,6 +80,7 @@ class Run:
     def _open(self, stack: ExitStack) -> None:
         cfg, started = self.cfg, time.perf_counter()
         self.ranks.together(self._find_directory, "looking for the run's directory")
+        self._place = _identity(self.dir)
         prepare(cfg.device, cfg.threads, cfg.deterministic)
         checkpoint = starting_checkpoint(cfg)
         self.grader = stack.enter_context(Grader(cfg.grading.workers, cfg.grading.timeout))
@@ -394,9 +395,9 @@ class Run:
             weights = self.learner.state_dict(keep=self.ranks.first)
 
         def write(directory: Path) -> None:
-            self._still_there()
             write_policy(self.learner.model, self.tokenizer, directory, weights)
 
+        self.ranks.together(self._still_there, f"the end of step {step}")
         if self.tracker is not None:
             self.memory.tracker = self.tracker.ids()
         generators = generator_tensors(self.ranks.rank, self.learner.model.device)
@@ -416,8 +417,10 @@ class Run:
         if self.cfg.eval.at_end:
             path, last, best = self.dir / "eval" / f"{self.cfg.data.name}.jsonl", self.cfg.steps, self.best_step
             with self.clock("test"):
+                self.ranks.together(self._still_there, "the last evaluation")
                 found["last"] = self.exams.test(self.checkpoints.at(last), path)
                 if self.memory.validated:  # without validation no step is the best one
+                    self.ranks.together(self._still_there, "the last evaluation")
                     directory = self.checkpoints.policy(best)
                     if best != last:
                         load = partial(self.sampler.load, read_weights(directory))
@@ -441,6 +444,7 @@ class Run:
         self.checkpoints.prune(self.cfg.steps, 1, self.best_step)
         self.checkpoints.strip()
         if self.ranks.first:
+            self._still_there()
             write_whole(self.dir / "DONE", "")
 
     def _add_up_seconds(self) -> None:
@@ -448,7 +452,8 @@ class Run:
             self.memory.add_seconds(phase, seconds)
 
     def _still_there(self) -> None:
-        if not (self.dir / "config.yaml").exists():
+        """Before anything is written: what has the directory's name now may be another run's."""
+        if _identity(self.dir) != self._place:
             raise PspoError(f"run_dir={self.dir} was removed or renamed while the run was writing to it")
 
     @contextmanager
@@ -459,3 +464,12 @@ class Run:
         if self.cfg.device == "cuda":
             torch.cuda.synchronize()
         self.seconds[phase] += time.perf_counter() - started
+
+
+def _identity(directory: Path) -> tuple[int, int] | None:
+    """What stays the same under another name; None where there is no such directory."""
+    try:
+        found = directory.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino

@@ -14,7 +14,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from pspo.checkpoint import verify_policy
-from pspo.config import TrainConfig, schema, warm_start_dir
+from pspo.config import TrainConfig, config_hash, schema, warm_start_dir
+from pspo.config.compose import NOT_IN_RUN_ID
 from pspo.data import Prompter, load_problems, load_report
 from pspo.errors import ConfigError, PspoError
 from pspo.evalfile import problems_digest, weights_digest
@@ -85,8 +86,8 @@ def load_parts(cfg: TrainConfig, prompter: Prompter) -> Parts:
 
 
 def origins(cfg: TrainConfig, checkpoint: str, parts: Parts) -> dict[str, str]:
-    """Digests of what a run is made from that its settings do not fix: files may change under their names."""
-    found = {"the starting policy": weights_digest(Path(checkpoint))}
+    """Digests of what a run is made from: its settings, and files, which may change under their names."""
+    found = {"the settings": config_hash(cfg, NOT_IN_RUN_ID), "the starting policy": weights_digest(Path(checkpoint))}
     if not isinstance(cfg.data, schema.WordProblems):  # those follow from their settings
         found["the problems"] = problems_digest([*parts.train, *parts.validation])
     return found

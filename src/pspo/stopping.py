@@ -58,7 +58,11 @@ class Stop:
         if self.asked is None:
             return
         earlier = self._before.get(self.asked)
-        if callable(earlier) and self.asked != signal.SIGINT:
+        if (
+            callable(earlier)
+            and self.asked != signal.SIGINT
+            and not isinstance(getattr(earlier, "__self__", None), Stop)
+        ):
             earlier(self.asked, None)  # of a launcher, such as submitit's, which puts the job back into the queue
         raise Stopped(self.asked)
 

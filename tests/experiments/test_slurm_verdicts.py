@@ -89,6 +89,8 @@ TRACEBACK = [
         (1, TWO_AT_ONCE, "again", TWO_AT_ONCE[0]),
         (1, ["pspo: another process is at work in eval/a.jsonl; wait for it, or end it"], "again", "at work in eval"),
         (1, ["pspo: another process runs this study (it holds runs/.study-main.lock)"], "again", "runs this study"),
+        (1, ["pspo: model.path=another process is at work in here: no such"], "failed", "no such (exit status 1)"),
+        (2, ["pspo: wrong setting: a=b", "srun: error: Node failure on n1"], "failed", "a=b (exit status 2)"),
         (1, [], "failed", "no output (exit status 1)"),
         (1, ["10%\r 20%\r 30%", "", "the end", "wandb: synced"], "failed", "the end (exit status 1)"),
     ],

@@ -9,7 +9,8 @@ from cputime import CpuTime
 import studies
 from pspo.config import StudyConfig, TrainConfig, compose, run_dir_of
 from pspo.errors import ConfigError
-from studies import STUDIES, Cell, cells_of, load_study
+from slurm import arguments_of
+from studies import STUDIES, Cell, cells_of, load_study, override
 
 NAMES = sorted(path.stem for path in STUDIES.glob("*.yaml"))
 
@@ -120,3 +121,28 @@ def test_paths_that_hydra_would_misread_are_quoted(study_config: Callable[..., S
     odd = tmp_path / "a run's, [place] = 1"
     cfg = study_config(studies.override("runs", str(odd)))
     assert cells_of(load_study("smoke"), cfg)[0].run_dir.parent == odd
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/a/my runs",
+        "123",
+        "1e5",
+        "true",
+        "NULL",
+        "übung",
+        "it's",
+        "a\\",
+        "a\\'b",
+        'say "x"',
+        "a,b",
+        "{x}",
+        "%j",
+        "a\nb",
+    ],
+)
+def test_any_name_reaches_a_program_as_it_is(study_config: Callable[..., StudyConfig], name: str) -> None:
+    cfg = study_config(override("runs", name))
+    assert cfg.runs == name
+    assert compose("study", StudyConfig, arguments_of(cfg)).runs == name

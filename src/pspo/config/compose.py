@@ -37,7 +37,7 @@ from yaml import YAMLError
 from pspo.config import sweeps
 from pspo.config.programs import SftConfig, TrainConfig
 from pspo.errors import ConfigError, PspoError
-from pspo.stopping import ending
+from pspo.stopping import ending, stoppable
 
 C = TypeVar("C")
 
@@ -66,10 +66,20 @@ def compose(name: str, schema: type[C], overrides: Sequence[str] = ()) -> C:
 def checked(cfg: DictConfig, schema: type[C]) -> C:
     """A composed config as an instance of `schema`; raises ConfigError for the first thing that is wrong."""
     values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    _refuse_references(values, "")
     try:
         return TypeAdapter(schema).validate_python(values)
     except ValidationError as error:
         raise _first(error, values) from error
+
+
+def _refuse_references(values: Any, place: str) -> None:
+    """A text with ${ would be taken for a reference when the written config is read again."""
+    if isinstance(values, str) and "${" in values:
+        raise ConfigError(place, values, "must not hold ${")
+    inside = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in inside:
+        _refuse_references(value, f"{place}.{key}".removeprefix("."))
 
 
 def to_yaml(cfg: Any) -> str:
@@ -145,7 +155,8 @@ def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Calla
             GlobalHydra.instance().clear()
             with_hydra = hydra.main(config_path=str(_root(name)), config_name=name, version_base="1.3")(task)
             if swept is None:
-                with_hydra()
+                with stoppable():  # before the program listens itself
+                    with_hydra()
             else:
                 with sweeps.what_is_left(places, launcher), one_line_errors(), sweeps.launched():
                     with_hydra()
@@ -170,7 +181,7 @@ class one_line_errors:
             sys.exit(130)
         if isinstance(error, PspoError | OSError):
             what = "wrong setting: " if isinstance(error, ConfigError) else ""
-            print(f"pspo: {what}{error}", file=sys.stderr)
+            print(f"pspo: {what}{error}".replace("\n", " "), file=sys.stderr)  # names of files may have several lines
             sys.exit(error.status if isinstance(error, PspoError) else 1)
 
 

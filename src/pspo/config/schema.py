@@ -7,6 +7,7 @@ pydantic only, so that a wrong setting is told before torch or vLLM is loaded.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -405,6 +406,23 @@ class Saving:
     """The newest ones that are kept, beside the best."""
 
 
+def minutes(limit: str | int) -> int:
+    """A time limit as sbatch writes it, in minutes, which submitit wants; a part of one counts as one.
+
+    >>> [minutes(limit) for limit in (90, "90:30", "24:00:00", "2-12", "1-00:00:01")]
+    [90, 91, 1440, 3600, 1441]
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(limit))
+    parts = [int(part) for part in found.groups()[1:] if part is not None] if found else []
+    if found and found[1] is None and len(parts) < 3:
+        parts = [0, *parts]  # minutes, or minutes:seconds
+    days, (hours, mins, seconds) = int((found and found[1]) or 0), (*parts, 0, 0, 0)[:3]
+    total = -(-(((days * 24 + hours) * 60 + mins) * 60 + seconds) // 60)
+    if not total:
+        raise ConfigError("slurm.time", limit, "must be a limit above zero as sbatch writes it, such as 90 or 24:00:00")
+    return total
+
+
 @dataclass(frozen=True)
 class Slurm:
     """What a job asks of a SLURM cluster; null leaves it to the cluster's defaults."""
@@ -430,6 +448,10 @@ class Slurm:
     """An apptainer image to run in; null: .venv."""
     extra: tuple[Text, ...]
     """More options of sbatch."""
+
+    def __post_init__(self) -> None:
+        if self.warn_s >= 60 * minutes(self.time):
+            raise ConfigError("slurm.warn_s", self.warn_s, f"must be less than slurm.time={self.time}: in seconds")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Imports submitit only where jobs are submitted.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from pspo.config.schema import minutes
 from pspo.errors import ConfigError, PspoError
 from pspo.stopping import AGAIN, stoppable
 
@@ -32,23 +32,6 @@ MEETING = (
     "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))",
 )
 """Lines of a batch script by which the ranks of a run find each other (pspo.ranks.place)."""
-
-
-def minutes(limit: str | int) -> int:
-    """A time limit as sbatch writes it, in minutes, which submitit wants; a part of one counts as one.
-
-    >>> [minutes(limit) for limit in (90, "90:30", "24:00:00", "2-12", "1-00:00:01")]
-    [90, 91, 1440, 3600, 1441]
-    """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(limit))
-    parts = [int(part) for part in found.groups()[1:] if part is not None] if found else []
-    if found and found[1] is None and len(parts) < 3:
-        parts = [0, *parts]  # minutes, or minutes:seconds
-    days, (hours, mins, seconds) = int((found and found[1]) or 0), (*parts, 0, 0, 0)[:3]
-    total = -(-(((days * 24 + hours) * 60 + mins) * 60 + seconds) // 60)
-    if not total:
-        raise ConfigError("slurm.time", limit, "must be a limit above zero as sbatch writes it, such as 90 or 24:00:00")
-    return total
 
 
 def batch_lines(slurm: Mapping[str, Any]) -> str:

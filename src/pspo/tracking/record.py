@@ -47,6 +47,14 @@ class Record:
             os.fsync(self._file)
         except OSError as error:
             raise PspoError(f"{self.path} cannot be written: {error.strerror}") from error
+        if not self._has_its_name():
+            raise PspoError(f"{self.path} was removed or replaced while the run was writing to it")
+
+    def _has_its_name(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file), os.stat(self.path))
+        except FileNotFoundError:
+            return False
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The lines, in the order of steps."""
