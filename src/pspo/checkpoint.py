@@ -3,7 +3,7 @@
     checkpoints/step-N/
       config.json, model.safetensors, tokenizer ...   the policy; AutoModelForCausalLM.from_pretrained loads it
       state/*.safetensors    tensors that only training needs: optimiser, adapters, generators; each rank's shard
-      manifest.json          the step, what the run remembers, and size and SHA-256 of every file
+      manifest.json          the step, what the run remembers, and size and BLAKE2b sum of every file
 
 A checkpoint is written beside its place, flushed, and renamed. Before it is loaded every file is compared with the
 manifest. State is read by torch.distributed.checkpoint, which deals shards of N ranks out to M; nothing is pickled.
@@ -37,7 +37,7 @@ from pspo.files import flush, publish, remove, set_aside
 from pspo.ranks import Ranks
 
 FORMAT = 1
-STATE, MANIFEST = "state", "manifest.json"
+STATE, MANIFEST, SUM = "state", "manifest.json", "blake2b"
 NAME = r"step-(0|[1-9][0-9]*)"
 UNWRITABLE = (OSError, SafetensorError, CheckpointException)
 NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -97,7 +97,7 @@ class Checkpoints:
 
         def end() -> None:
             manifest = {"format": FORMAT, "step": step, "memory": memory, "files": dict(sorted(sums.items()))}
-            (fresh / MANIFEST).write_text(json.dumps({**manifest, "sha256": _sum_of_json(manifest)}, indent=1) + "\n")
+            (fresh / MANIFEST).write_text(json.dumps({**manifest, "sum": _sum_of_json(manifest)}, indent=1) + "\n")
             publish(fresh, target)
 
         try:
@@ -148,8 +148,8 @@ class Checkpoints:
         def read() -> dict[str, Any] | str:
             try:
                 manifest = dict(json.loads((path / MANIFEST).read_text()))
-                if manifest.pop("sha256") != _sum_of_json(manifest):
-                    return f"its {MANIFEST} is not what was written: its SHA-256 differs"
+                if manifest.pop("sum") != _sum_of_json(manifest):
+                    return f"its {MANIFEST} is not what was written: its sum differs"
                 if (manifest["format"], manifest["step"]) != (FORMAT, step):
                     return f"its {MANIFEST} is of another format or step"
                 if "config.json" not in manifest["files"]:
@@ -237,12 +237,13 @@ def _files_of(folder: Path) -> list[str]:
 
 def _sum_of_json(manifest: Mapping[str, Any]) -> str:
     """As it is read back, where all keys are text."""
-    return hashlib.sha256(json.dumps(json.loads(json.dumps(manifest)), sort_keys=True).encode()).hexdigest()
+    return hashlib.blake2b(json.dumps(json.loads(json.dumps(manifest)), sort_keys=True).encode()).hexdigest()
 
 
 def _sum_of(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        # Not SHA-256, which takes 2.5 times as long on processors that have no instructions for it.
+        return {"bytes": path.stat().st_size, SUM: hashlib.file_digest(file, SUM).hexdigest()}
 
 
 def _damage(path: Path, expected: Mapping[str, Any]) -> str:
@@ -256,7 +257,7 @@ def _damage(path: Path, expected: Mapping[str, Any]) -> str:
         raise _not_now(path, error) from error
     if found["bytes"] != expected["bytes"]:
         return f"{name} has {found['bytes']} bytes instead of {expected['bytes']}"
-    return "" if found == expected else f"{name} is not what was written: its SHA-256 differs"
+    return "" if found == expected else f"{name} is not what was written: its sum differs"
 
 
 def _not_now(path: Path, error: OSError) -> PspoError:
