@@ -385,6 +385,7 @@ def test_wandb_sync_takes_the_steps_that_are_whole_of_a_run_at_work(run, sync, t
 
 def ended(run_dir, *settings):
     """What a run without W&B leaves."""
+    run_dir.mkdir(parents=True, exist_ok=True)
     write_whole(run_dir / "config.yaml", to_yaml(compose("train", TrainConfig, settings)))
     record = Record(run_dir / "metrics.jsonl", None)
     for step in range(3):
