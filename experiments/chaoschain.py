@@ -135,7 +135,7 @@ class _Victim:
     def __init__(self, chain: Chain, name: str, tell: Callable[[Stop], None]) -> None:
         self.chain, self.name, self.tell = chain, name, tell
         self.dir = chain.place / name
-        self.damaged: dict[int, int] = {}  # step of a checkpoint -> inode of its directory
+        self.damaged: dict[int, chaosrun.Identity] = {}  # by the step of the checkpoint
         self.stuck, self.furthest = 0, -1
         self.last: Stop | None = None
 
@@ -198,7 +198,7 @@ class _Victim:
         if self.chain.rng.random() < DAMAGED_SHARE and newest is not None and where != "after DONE":
             self.last.damage, spoilt = chaosrun.damage(self.dir, newest, self.chain.rng)
             if spoilt:
-                self.damaged[newest] = chaosrun.inode_of(self.dir, newest)
+                self.damaged[newest] = chaosrun.identity_of(self.dir, newest)
 
     def _check_told(self, ended: Ended, number: signal.Signals, where: str, saved: int | None) -> None:
         """A run that was told to stop says so with its status, and has lost nothing."""

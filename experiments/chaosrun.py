@@ -39,6 +39,9 @@ POLL_S, SLOW_S = 0.001, 0.02
 GONE_S = 10.0
 """For what a start has started to be gone, once it is."""
 
+Identity = tuple[int, int]
+"""Number and last change of a directory."""
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -260,21 +263,23 @@ def damage(run_dir: Path, step: int, rng: random.Random) -> tuple[str, bool]:
     return f"{how} step-{step}/{file.relative_to(folder)}", True
 
 
-def expected(run_dir: Path, damaged: Mapping[int, int], steps: int) -> tuple[int | None, list[int]]:
+def expected(run_dir: Path, damaged: Mapping[int, Identity], steps: int) -> tuple[int | None, list[int]]:
     """(the step that the next start has to go on after, the damaged ones it has to skip on the way).
 
     steps     of the whole run: the last one needs no state
-    damaged   step of a damaged checkpoint -> its directory's inode, so that one that was written anew is none
+    damaged   step of a damaged checkpoint -> what that directory is, so that one that was written anew is none
     """
     skipped: list[int] = []
     for step in reversed(steps_saved(run_dir)):
         if step != steps and not (run_dir / "checkpoints" / f"step-{step}" / "state").is_dir():
             continue
-        if damaged.get(step) != inode_of(run_dir, step):
+        if damaged.get(step) != identity_of(run_dir, step):
             return step, skipped
         skipped.append(step)
     return None, skipped
 
 
-def inode_of(run_dir: Path, step: int) -> int:
-    return (run_dir / "checkpoints" / f"step-{step}").stat().st_ino
+def identity_of(run_dir: Path, step: int) -> Identity:
+    """Of a checkpoint's directory: a file system gives the number of one that was removed to the next that is made."""
+    found = (run_dir / "checkpoints" / f"step-{step}").stat()
+    return found.st_ino, found.st_mtime_ns

@@ -18,7 +18,7 @@ import pytest
 import chaoschain
 import chaosrun
 from chaoschain import LET_GO, STUCK, Chain, Difference, Pace, Quota, plan
-from chaosrun import Ended, Moment, Watch, damage, expected, inode_of, last_line
+from chaosrun import Ended, Moment, Watch, damage, expected, identity_of, last_line
 from samebits import differences
 
 PACE = Pace(steps=8, set_up=10.0, rest=5.0)
@@ -149,7 +149,7 @@ def test_damage_is_done_and_known(tmp_path: Path) -> None:
         file = run_dir / "checkpoints/step-2/model.safetensors"
         assert (not file.exists() or file.read_bytes() != b"weights") == spoilt != (last_line(run_dir) == -1)
         if spoilt:
-            assert expected(run_dir, {2: inode_of(run_dir, 2)}, steps=8) == (1, [2])
+            assert expected(run_dir, {2: identity_of(run_dir, 2)}, steps=8) == (1, [2])
     assert seen == {"a", "cut", "removed:", "half"}
 
 
@@ -159,7 +159,16 @@ def test_only_the_last_step_is_whole_without_state(tmp_path: Path) -> None:
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert expected(tmp_path, {}, steps=2) == (2, [])
     assert expected(tmp_path, {}, steps=8) == (1, [])
-    assert expected(tmp_path, {2: inode_of(tmp_path, 2)}, steps=2) == (1, [2])
+    assert expected(tmp_path, {2: identity_of(tmp_path, 2)}, steps=2) == (1, [2])
+
+
+def test_a_checkpoint_written_anew_is_not_the_damaged_one(tmp_path: Path) -> None:
+    """Also where its directory got the number of the one that was removed: that is the same number, changed later."""
+    folder = tmp_path / "checkpoints/step-2"
+    folder.mkdir(parents=True)
+    damaged = {2: identity_of(tmp_path, 2)}
+    os.utime(folder, ns=(0, folder.stat().st_mtime_ns + 1))
+    assert expected(tmp_path, damaged, steps=2) == (2, [])
 
 
 DEAF = """
