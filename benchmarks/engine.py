@@ -70,7 +70,7 @@ def ours(run: Run, problems: Sequence[Problem], step: int) -> Turn:
     run.sampler.forget()
     started = time.perf_counter()
     groups = run.sample(problems, step)
-    run.reward(groups)
+    run.reward(groups, step)
     seconds = time.perf_counter() - started
     return Turn(seconds, [[completion.token_ids for completion in group.completions] for group in groups])
 

@@ -13,7 +13,7 @@ LAYERS = [
     {"rundir"},
     {"surrogates", "advantages", "logprobs", "grading", "muon", "attention", "ranks", "trainstate"},
     {"data", "scores"},
-    {"objective", "batching", "models", "adapters", "sharding"},
+    {"objective", "rewards", "batching", "models", "adapters", "sharding"},
     {"checkpoint", "learner", "measures", "rollout", "tracking"},
     {"evaluation"},
     {"evalfile"},

@@ -78,6 +78,7 @@ def test_token_stats_by_hand():
     assert stats.tokens == 4 and stats.signal == 3 and stats.clamped == 1
     assert stats.max_ratio == pytest.approx(top)
     assert stats.abs_dev == pytest.approx(0 + 0.5 + 0.5 + top - 1)
+    assert stats.below[1:] == (1, 1, 1, 2, 2, 2, 3)  # of ratios 0.5 (itself: rounding), 1, 1.5, e^20
     assert stats.zero_slope == 2  # past clip's bound, and clamped; the token without advantage does not count
     assert stats.k1 == pytest.approx(-math.log(1.5) - math.log(0.5) - 30, rel=1e-6)
     assert stats.k3 == pytest.approx((0.5 - math.log(1.5)) + (-0.5 - math.log(0.5)) + (top - 1 - 30), rel=1e-6)
@@ -187,6 +188,10 @@ def test_an_unbiased_correction_gives_the_gradient_of_the_old_policy():
 
 def test_stats_add_up_but_maxima_do_not():
     total = UpdateStats.total(
-        [UpdateStats(tokens=2, max_ratio=3.0, k1=1.0), UpdateStats(tokens=3, max_ratio=2.0, k1=-0.5)]
+        [
+            UpdateStats(tokens=2, max_ratio=3.0, k1=1.0, below=(0, 0, 0, 1, 1, 1, 1, 1)),
+            UpdateStats(tokens=3, max_ratio=2.0, k1=-0.5, below=(0, 0, 0, 0, 1, 2, 2, 3)),
+        ]
     )
     assert (total.tokens, total.max_ratio, total.k1) == (5, 3.0, 0.5)
+    assert total.below == (0, 0, 0, 1, 2, 3, 3, 4)

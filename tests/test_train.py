@@ -72,6 +72,14 @@ def test_methods_of_one_seed_start_from_the_same_samples(checkpoint, tmp_path):
         assert len({line[name] for line in lines}) == 1
 
 
+def test_methods_of_one_seed_get_the_same_random_rewards(checkpoint, tmp_path):
+    """And accuracy is measured beside them, whatever is rewarded."""
+    lines = [run(checkpoint, tmp_path / name, f"surrogate={name}", "reward=random")[0] for name in ("clip", "pspo")]
+    for name in ("reward/mean", "reward/no_signal_share", "accuracy/train"):
+        assert lines[0][1][name] == lines[1][1][name]
+    assert lines[0][1]["reward/mean"] != lines[0][1]["accuracy/train"]
+
+
 def test_a_group_is_graded_as_soon_as_it_is_finished(checkpoint, tmp_path, monkeypatch):
     """The real sampler and grader, with a note of each group that comes out of one and goes into the other."""
     events = []
@@ -328,7 +336,7 @@ def test_what_is_refilled_is_learned_with_its_own_rewards(checkpoint, tmp_path):
     with Run(cfg, Ranks()) as run, Grader() as grader:
         problems = run.problems(1)
         drawn = run.sample(problems, 1)
-        rewards = run.reward(drawn)
+        rewards = run.reward(drawn, 1)
         groups, filled = run.refill(drawn, rewards, 1)
         assert [group.problem for group in drawn] == problems and len({group.problem.id for group in groups}) == 5
         replaced = [k for k in range(5) if groups[k] is not drawn[k]]

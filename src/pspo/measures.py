@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pspo.config import schema
 from pspo.grading import STATUSES, Grade
+from pspo.metrics import RATIO_EDGES
 from pspo.objective import UpdateStats
 from pspo.surrogates import ratio
 from pspo.types import Group
@@ -23,7 +24,6 @@ def rollout_metrics(groups: Sequence[Group], grades: Sequence[Grade]) -> dict[st
         "length/mean": sum(lengths) / len(lengths),
         "length/max": max(lengths),
         "length/truncated_share": sum(not completion.finished for completion in completions) / len(lengths),
-        "reward/mean": sum(right) / len(right),
         "accuracy/train": sum(right) / len(right),
         "accuracy/train_lenient": sum(lenient) / len(lenient),
         **{f"grade/{status}_share": share(grades, status) for status in STATUSES},
@@ -68,6 +68,7 @@ def update_metrics(stats: UpdateStats, cfg: schema.Learner) -> dict[str, float]:
         "ratio/abs_dev_mean": stats.abs_dev / tokens,
         "ratio/max": stats.max_ratio,
         "ratio/clamped_share": stats.clamped / tokens,
+        **{f"ratio/below_{edge:g}_share": n / tokens for edge, n in zip(RATIO_EDGES, stats.below, strict=True)},
         "slope/zero_share": stats.zero_slope / signal,
         "slope/small_share": stats.small_slope / signal,
         "kl/k1": stats.k1 / tokens,

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+RATIO_EDGES = (0.5, 0.8, 0.95, 0.99, 1.01, 1.05, 1.2, 2.0)
+"""Of the ratios' distribution, on record as the share of tokens below each: GRPO-clip's usual bounds are among them."""
+
 
 class Metric(NamedTuple):
     name: str
@@ -18,7 +21,7 @@ class Metric(NamedTuple):
 
 SECTIONS: dict[str, list[Metric]] = {
     "Rollout": [
-        Metric("reward/mean", "", "Mean reward of the step's completions."),
+        Metric("reward/mean", "", "Mean reward of the step's completions (reward=...); by default accuracy/train."),
         Metric(
             "accuracy/train", "share", "Completions of the step graded correct, sampled at the rollout temperature."
         ),
@@ -59,6 +62,10 @@ SECTIONS: dict[str, list[Metric]] = {
         ),
         Metric("ratio/max", "", "Largest ratio in the step: of a token, or of a sequence with ratio_level=sequence."),
         Metric("ratio/clamped_share", "share", "Tokens whose log-ratio was clamped before exp (|log r| > 20)."),
+        *(
+            Metric(f"ratio/below_{edge:g}_share", "share", f"Tokens with a ratio below {edge:g}, over all updates.")
+            for edge in RATIO_EDGES
+        ),
         Metric(
             "slope/zero_share",
             "share",

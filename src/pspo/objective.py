@@ -1,4 +1,4 @@
-"""From per-token values to a loss, and what one update tells about itself. Imports: torch, pspo.surrogates.
+"""From per-token values to a loss, and what one update tells about itself. Imports: torch, surrogates, metrics.
 
     loss = - sum over tokens of  w * (c * surrogate(r, A) - kl_coef * KL(pi || reference) + entropy_bonus * H)
 
@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from pspo.metrics import RATIO_EDGES
 from pspo.surrogates import Surrogate, log_ratio_limit, ratio, relative_slope
 
 Normalise = Literal["token", "sequence", "constant"]
@@ -113,6 +114,8 @@ class UpdateStats:
     """largest ratio; the maximum, not a sum"""
     clamped: float = 0.0
     """tokens whose log-ratio was clamped"""
+    below: tuple[float, ...] = (0.0,) * len(RATIO_EDGES)
+    """tokens with a ratio below each of RATIO_EDGES"""
     signal: float = 0.0
     """tokens with an advantage other than zero: those that have a slope to lose"""
     zero_slope: float = 0.0
@@ -136,8 +139,9 @@ class UpdateStats:
     updates: float = 0.0
 
     def __add__(self, other: UpdateStats) -> UpdateStats:
-        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        return UpdateStats(**{name: max(a, b) if name.startswith("max_") else a + b for name, (a, b) in pairs.items()})
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in NUMBERS}
+        added = {name: max(a, b) if name.startswith("max_") else a + b for name, (a, b) in pairs.items()}
+        return UpdateStats(**added, below=tuple(a + b for a, b in zip(self.below, other.below, strict=True)))
 
     @staticmethod
     def total(parts: Iterable[UpdateStats]) -> UpdateStats:
@@ -147,11 +151,15 @@ class UpdateStats:
     def of(packs: Sequence[Tensor]) -> UpdateStats:
         """From `token_stats` of an update's packs; one transfer from the device for all of them."""
         rows = torch.stack(list(packs)).tolist() if packs else []
-        return UpdateStats.total(UpdateStats(**dict(zip(MEASURED, row, strict=True))) for row in rows)
+        count = len(MEASURED)
+        return UpdateStats.total(
+            UpdateStats(**dict(zip(MEASURED, row[:count], strict=True)), below=tuple(row[count:])) for row in rows
+        )
 
 
-MEASURED = tuple(f.name for f in fields(UpdateStats) if f.name not in ("grad_norm", "updates"))
-"""The statistics that come from tokens."""
+NUMBERS = tuple(f.name for f in fields(UpdateStats) if f.name != "below")
+MEASURED = tuple(name for name in NUMBERS if name not in ("grad_norm", "updates"))
+"""The statistics that come from tokens, beside `below`."""
 
 
 @dataclass(frozen=True)
@@ -222,7 +230,8 @@ def _correction(tokens: Tokens, cfg: Settings) -> Tensor:
 
 @torch.no_grad()
 def token_stats(surrogate: Surrogate, tokens: Tokens, loss: Tensor, cfg: Settings) -> Tensor:
-    """What a pack says of an update, as numbers in the order of `UpdateStats`, on the device: nothing waits for it."""
+    """What a pack says of an update, as numbers in the order of MEASURED and then `below`, on the device: nothing waits
+    for it."""
     log_ratio, advantage = _log_ratio(tokens, cfg).detach().double(), tokens.advantage.double()
     of_tokens = (tokens.log_probs - tokens.old).detach().double()
     r = ratio(log_ratio)
@@ -250,4 +259,5 @@ def token_stats(surrogate: Surrogate, tokens: Tokens, loss: Tensor, cfg: Setting
         "capped": capped,
         "loss": loss.detach(),
     }
-    return torch.stack([found[name].double() for name in MEASURED])
+    below = (r[:, None] < r.new_tensor(RATIO_EDGES)).sum(dim=0)
+    return torch.cat([torch.stack([found[name].double() for name in MEASURED]), below.double()])

@@ -39,12 +39,13 @@ from pspo.exams import Exams
 from pspo.files import write_whole
 from pspo.grading import Grade, Grader
 from pspo.learner import learning_rate, make_learner
-from pspo.measures import counted, gap_metrics, rollout_metrics, update_metrics
+from pspo.measures import gap_metrics, rollout_metrics, update_metrics
 from pspo.memory import Memory
 from pspo.models import read_weights, save_policy, write_policy
 from pspo.objective import UpdateStats
 from pspo.provenance import provenance
 from pspo.ranks import PeerError, Ranks
+from pspo.rewards import rewards_of
 from pspo.rollout import Decoding, make_sampler
 from pspo.seeds import derive
 from pspo.startup import data_reports, load_parts, origins, prepare, starting_checkpoint
@@ -130,6 +131,7 @@ class Run:
         self.metrics: dict[str, float] = {}
         self.sampled: list[Group] = []  # of all ranks, those that were replaced included
         self.grades: list[Grade] = []  # of their completions
+        self.rewards: list[float] = []  # of the same
         self.no_signal: list[bool] = []  # of these groups
         self.grading: list[Future[list[Grade]]] = []  # of this rank's groups since the last reward
         self.learning: Batch | None = None
@@ -203,16 +205,16 @@ class Run:
         self.sampled += groups
         return groups
 
-    def reward(self, groups: Sequence[Group]) -> Tensor:
-        """Rewards [P, G]: 1 for a right answer in a completion that ended by itself, else 0."""
+    def reward(self, groups: Sequence[Group], step: int) -> Tensor:
+        """Rewards [P, G]; by default 1 for a right answer in a completion that ended by itself, else 0."""
         with self.clock("grade"):
             mine = [graded.result() for graded in self.grading]
         with self.clock("exchange"):
             graded = self.ranks.interleave(self.ranks.gather(mine, "exchange of grades"))
         grades = [grade for of_a_group in graded for grade in of_a_group]
         self.grades += grades
-        right = [float(correct) for correct in counted((grade.correct for grade in grades), groups)]
-        rewards = torch.tensor(right).view(len(groups), -1)
+        rewards = rewards_of(groups, grades, self.cfg.reward, derive(self.cfg.seed, "reward", step))
+        self.rewards += rewards.flatten().tolist()
         self.no_signal += (~has_signal(rewards)).tolist()
         return rewards
 
@@ -228,7 +230,7 @@ class Run:
                 break
             fresh = self.sample(problems, step)
             empty = empty[: len(fresh)]
-            rewards[empty] = self.reward(fresh)
+            rewards[empty] = self.reward(fresh, step)
             for place, group in zip(empty, fresh, strict=True):
                 groups[place] = group
         return groups, rewards
@@ -359,6 +361,7 @@ class Run:
         tokens = sum(len(completion.token_ids) for group in self.sampled for completion in group.completions)
         found = {
             **rollout_metrics(self.sampled, self.grades),
+            "reward/mean": sum(self.rewards) / len(self.rewards),
             "reward/no_signal_share": sum(self.no_signal) / len(self.no_signal),
             "rollout/refilled_groups": len(self.sampled) - self.cfg.rollout.prompts,
             "speed/rollout_tokens_per_s": tokens / max(self.seconds["rollout"], 1e-9),

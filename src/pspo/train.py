@@ -53,7 +53,7 @@ def optimise(run: Run, cfg: TrainConfig) -> None:
     for step in range(done + 1, cfg.steps + 1):
         problems = run.problems(step)  # P problems, the same for a seed whatever the method
         groups = run.sample(problems, step)  # P x G completions with the sampler's log-probs
-        rewards = run.reward(groups)  # [P, G]
+        rewards = run.reward(groups, step)  # [P, G]
         groups, rewards = run.refill(groups, rewards, step)  # off by default: groups without signal, sampled anew
         advantages = group_advantages(rewards, inner.advantage_scale, inner.advantage_eps)
         run.check(groups, step)  # at the start of a run: sampler and learner are the same policy

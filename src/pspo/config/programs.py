@@ -23,6 +23,7 @@ from pspo.config.schema import (
     NonNegative,
     Positive,
     Prompt,
+    Reward,
     Rollout,
     Saving,
     Seed,
@@ -62,6 +63,7 @@ class TrainConfig:
     prompt: Prompt
     rollout: Rollout
     grading: Grading
+    reward: Reward
     learner: Learner
     eval: Evaluation
     tracking: Tracking

@@ -84,6 +84,42 @@ class Pspo:
 Surrogate = Annotated[NoClip | Clip | Sigmoid | Pspo, Field(discriminator="name")]
 
 
+# --- reward: told apart by `name` -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """1 for a right answer, `format_bonus` for a wrong one in the format that the prompt wants, else 0."""
+
+    __pydantic_config__ = FORBID
+    name: Literal["accuracy"]
+    reading: Literal["strict", "lenient"]
+    """Right where the prompt wants the answer, or also where one is found elsewhere (`pspo.grading`)."""
+    format_bonus: Share
+    must_end: Flag
+    """0 for completions that were cut by the token limit."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """1 for an answer in the format that the prompt wants, right or wrong, in a completion that ended by itself."""
+
+    __pydantic_config__ = FORBID
+    name: Literal["format"]
+
+
+@dataclass(frozen=True)
+class RandomReward:
+    """1 with a probability, whatever was written."""
+
+    __pydantic_config__ = FORBID
+    name: Literal["random"]
+    probability: Share
+
+
+Reward = Annotated[Accuracy | Format | RandomReward, Field(discriminator="name")]
+
+
 # --- model, data, prompt ---------------------------------------------------------------------------------------------
 
 
