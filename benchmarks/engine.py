@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest.mock import patch
 
@@ -150,13 +151,14 @@ def main() -> None:
     bound_spinning()  # as every program of this project does
     from pspo.ranks import Ranks
     from pspo.run import Run
+    from pspo.rundir import Place
 
     found: dict[int, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         settings = [f"run_dir={folder}/run", "eval.every=0", "eval.at_end=false", "tracking.progress=false"]
         cfg = compose("train", TrainConfig, ["rollout=vllm", *settings, *options.set])
         os.makedirs(f"{folder}/run")
-        with Run(cfg, Ranks()) as run:
+        with Place(Path(folder, "run")) as place, Run(cfg, Ranks(), place) as run:
             for prompts in options.prompts:
                 found[prompts] = in_turns(run, prompts, options.pairs)
                 found[prompts]["shares"] = where_time_goes(run, prompts, options.pairs)

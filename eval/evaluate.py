@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pspo.config import EvalConfig, TrainConfig, compose, load_yaml, program
 from pspo.data import load_problems
 from pspo.errors import ConfigError
+from pspo.rundir import CHECKPOINT
 
 if TYPE_CHECKING:
     from pspo.rollout import Sampler
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def resolve(checkpoint: str) -> tuple[str, Path | None]:
     """What to load, and the run it belongs to: a run directory stands for its last checkpoint; a hub id for itself."""
     path = Path(checkpoint)
-    found = [p for p in path.glob("checkpoints/step-*") if re.fullmatch(r"step-\d+", p.name)]
+    found = [p for p in path.glob("checkpoints/step-*") if re.fullmatch(CHECKPOINT, p.name) and p.is_dir()]
     steps = sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
     if steps:
         return str(steps[-1]), path
@@ -52,7 +53,7 @@ def out_path(cfg: EvalConfig, temperature: float, checkpoint: str, run_dir: Path
     that tables are made from.
     """
     if cfg.out is not None:
-        return Path(cfg.out)
+        return Path(cfg.out.replace("{T}", f"{temperature:g}"))
     parts = [cfg.benchmark]
     if run_dir is not None and Path(cfg.checkpoint) != run_dir:
         parts.append(Path(checkpoint).name)

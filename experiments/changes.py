@@ -24,6 +24,7 @@ def tell(cfg: StudyConfig, cells: Sequence[Cell]) -> None:
     for line in differences(before, now, cfg):
         print(line, file=sys.stderr, flush=True)
     if now != before:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(now, indent=1) + "\n")
 
 

@@ -48,6 +48,7 @@ class Task:
 class Outcome:
     task: Task
     seconds: float
+    status: int = 0
     error: str | None = None
     """None: it succeeded. Else one line: what its log says last."""
 
@@ -147,7 +148,7 @@ def _outcome(one: _Process, status: int) -> Outcome:
         error = f"{last_line(task.log) or 'no output'} (exit status {status})"
     elif not task.product.exists():
         error = f"it ended without writing {task.product}"
-    return Outcome(task, time.monotonic() - one.since, error)
+    return Outcome(task, time.monotonic() - one.since, status, error)
 
 
 def _end(processes: Sequence[_Process]) -> None:
@@ -197,7 +198,7 @@ def tail(path: Path, size: int = 8192) -> list[str]:
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-            return file.read().decode(errors="replace").splitlines()
+            return file.read().decode(errors="replace").split("\n")
     except FileNotFoundError:
         return []
 

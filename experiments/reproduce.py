@@ -6,7 +6,8 @@
     the audit of the grader:   audit.py, where the study is complete
     tables, figures, report:   page.py; the table's path is the last line of the output
 
-A run that fails does not stop the others; the program then ends with status 1 and names each, with the table written
+A run that fails does not stop the others; the program then ends with status 1 (77 where all that failed was held by
+another process) and names each, with the table written
 from what there is. Interrupted, it ends its children and exits with 130. Imports no torch: that is for the children.
 """
 
@@ -25,7 +26,7 @@ from benchmarking import benchmark_tasks
 from driver import Outcome, Task, run_tasks
 from progress import Progress
 from pspo.config import EvalConfig, SftConfig, StudyConfig, compose, program, warm_start_dir
-from pspo.errors import ConfigError, PspoError
+from pspo.errors import BusyError, ConfigError, PspoError
 from pspo.rundir import locked
 from studies import Cell, Study, cells_of, group_of, load_study, override, threads
 
@@ -71,7 +72,7 @@ def reproduce(cfg: StudyConfig) -> None:
     if failures:
         for outcome in failures:
             say(f"FAILED {outcome.task.name}: {outcome.error}; log: {outcome.task.log}")
-        sys.exit(1)
+        sys.exit(BusyError.status if all(outcome.status == BusyError.status for outcome in failures) else 1)
 
 
 def one_cell(cells: Sequence[Cell], cfg: StudyConfig) -> Cell:
@@ -140,7 +141,8 @@ def run_or_stop(tasks: Sequence[Task], cfg: StudyConfig) -> None:
         for task in tasks:
             [outcome] = run_tasks([task], 1, view)
             if outcome.error:
-                raise PspoError(f"{task.name} failed: {outcome.error}; log: {task.log}")
+                kind = BusyError if outcome.status == BusyError.status else PspoError
+                raise kind(f"{task.name} failed: {outcome.error}; log: {task.log}")
 
 
 def cell_task(cell: Cell, cfg: StudyConfig) -> Task:
@@ -224,7 +226,7 @@ def alone(path: Path, patience: float | None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         if patience is not None and not locked(file, patience):
-            raise PspoError(f"another process runs this study (it holds {path}); wait for it, or end it")
+            raise BusyError(f"another process runs this study (it holds {path}); wait for it, or end it")
         if patience is None and not locked(file, 0):
             say("waiting for another process that makes what the runs start from")
             fcntl.flock(file, fcntl.LOCK_EX)

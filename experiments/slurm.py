@@ -26,7 +26,7 @@ from jobs.queue import has_slurm
 from jobs.states import State, Survey
 from pspo.config import StudyConfig, compose
 from pspo.config.schema import Slurm
-from pspo.errors import PspoError
+from pspo.errors import ConfigError, PspoError
 from studies import Cell, Study, override, quoted_value
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,7 +113,7 @@ class Submitting:
         name = self.ledger.job_name(self.submission, stage)
         folder = Path(self.cfg.runs) / "logs" / "slurm"
         folder.mkdir(parents=True, exist_ok=True)
-        pattern = f"{folder}/".replace("%", "%%") + ("%A_%a.out" if indices else "%j.out")
+        pattern = log_pattern(folder, array=bool(indices))
         job = sbatch(
             self.cfg.slurm,
             [f"--job-name={name}", f"--output={pattern}", *sbatch_options(self.cfg.slurm, ranks, gpus), *options],
@@ -124,6 +124,19 @@ class Submitting:
         self.jobs.append(job)
         print(f"submitted {job}: {what}", flush=True)
         return job
+
+
+def log_pattern(folder: Path, array: bool) -> str:
+    """Where a job's own log goes, as sbatch reads it: a % of the folder's name is none of its symbols.
+
+    >>> log_pattern(Path("/a/50%"), array=True)
+    '/a/50%%/%A_%a.out'
+
+    Raises ConfigError for a name with a backslash, at which sbatch leaves the symbols as they are.
+    """
+    if "\\" in str(folder):
+        raise ConfigError("runs", folder, "must hold no backslash where sbatch writes the logs of jobs into it")
+    return f"{folder}/".replace("%", "%%") + ("%A_%a.out" if array else "%j.out")
 
 
 def sbatch(asked: Slurm, options: Sequence[str], script: str, arguments: Sequence[str]) -> str:

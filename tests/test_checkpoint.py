@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, verified before they are loaded, for any number of ranks."""
 
 import errno
+import hashlib
 import importlib
 import json
 import os
@@ -84,7 +85,7 @@ def replace(path, old, new):
         (lambda d: (d / "config.json").unlink(), "config.json cannot be read (No such file"),
         (lambda d: (d / "manifest.json").unlink(), "its manifest.json cannot be read"),
         (lambda d: (d / "manifest.json").write_text('{"step": 3, '), "its manifest.json cannot be read"),
-        (lambda d: shutil.copy(d.parent / "step-2/manifest.json", d), "of another format or step"),
+        (lambda d: shutil.copy(d.parent / "step-2/manifest.json", d), "of another step"),
         (lambda d: replace(d / "manifest.json", "0.3", "0.4"), "its manifest.json is not what was written"),
         (lambda d: (d / "manifest.json").write_text("[]"), "its manifest.json cannot be read"),
         (lambda d: (d / "manifest.json").write_text("[" * 200_000), "its manifest.json cannot be read"),
@@ -98,6 +99,24 @@ def test_a_damaged_one_is_named_and_skipped_for_the_one_before(three, capsys, da
     assert f"{three.at(3)} is skipped: " in told and said in told and told.count("\n") == 1
     three.save(3, policy, STATE, {})  # it makes way for a whole one
     assert three.newest().step == 3
+
+
+@pytest.mark.parametrize("written", [{"format": 1, "step": 3}, {"format": 3, "step": 3, "sum": None}])
+def test_one_of_another_version_is_no_damage(three, written):
+    """Of the first format, which had no sum, and of one to come: what is skipped as damaged is done again, and lost."""
+    if "sum" in written:
+        rest = {key: value for key, value in written.items() if key != "sum"}
+        text = json.dumps(rest, sort_keys=True).encode()
+        written["sum"] = hashlib.blake2b(text).hexdigest()
+    (three.at(3) / "manifest.json").write_text(json.dumps(written))
+    with pytest.raises(PspoError, match=f"is of format {written['format']}, and this version reads 2: nothing was"):
+        three.newest()
+
+
+def test_one_takes_the_place_of_whatever_has_its_name(three):
+    three.at(4).write_text("a file")
+    three.save(4, policy, STATE, {})
+    assert {path.name for path in three.directory.iterdir()} == {"step-1", "step-2", "step-3", "step-4"}
 
 
 def fails_with(number, name, of=None):

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from pspo.config import EvalConfig, SftConfig, StudyConfig, TrainConfig, compose, load_yaml, run_dir_of, to_yaml
-from pspo.config.compose import CONF, cells
-from pspo.errors import ConfigError
+from pspo.config.compose import CONF, cells, one_line_errors
+from pspo.errors import ConfigError, PspoError
 
 PROGRAMS = {"train": TrainConfig, "sft": SftConfig, "eval": EvalConfig, "study": StudyConfig}
 # conf/study/ is no group but the root of the study program, whose settings share names with groups.
@@ -211,3 +211,11 @@ def test_every_value_has_its_source(path):
             else:
                 assert covered is not None or key in NAMES or not value, f"{path.name}: {key} has no source"
         above = ""
+
+
+def test_an_error_is_one_line_whatever_a_name_holds(capsys):
+    """Any line break would begin a line, which could look like the cluster's (experiments/jobs/verdicts.py)."""
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise PspoError("a\nb\u2028srun: error: Node failure\rc\x85d\x0ce")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "pspo: a b srun: error: Node failure c d e\n"

@@ -46,6 +46,14 @@ def test_names_for_a_run(run_dir) -> None:
     assert len(names) == len(others) and "eval/wordproblems.jsonl" not in names
 
 
+def test_a_run_stands_for_its_last_checkpoint_and_for_nothing_else_there(run_dir) -> None:
+    """What no run names so would be taken unverified."""
+    checkpoints = run_dir / "checkpoints"
+    (checkpoints / "step-0021").mkdir()
+    (checkpoints / "step-22").touch()
+    assert evaluate.resolve(str(run_dir)) == (str(checkpoints / "step-20"), run_dir)
+
+
 def test_names_without_a_run() -> None:
     """Every protocol has a name of its own: none replaces another's records."""
     usual = place(eval_config("Qwen/Qwen2.5-0.5B", "benchmark=math500"))

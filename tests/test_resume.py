@@ -312,14 +312,21 @@ def command(checkpoint, run_dir, ranks, *overrides):
     "then, told, status",
     [("SIGUSR1", "SIGUSR1", AGAIN), ("SIGTERM", "SIGUSR1", AGAIN), ("SIGTERM", None, 0), ("SIGINT", None, 130)],
 )
-def test_after_its_work_a_program_ends_with_its_own_status_whatever_it_hears(then, told, status):
+def test_after_its_work_a_program_ends_with_its_own_status_whatever_it_hears(tmp_path, then, told, status):
     """Of a second warning Python's own end would die, when handlers are gone; of Ctrl-C it would show a traceback."""
-    program = (
-        "import atexit, os, signal; from pspo.stopping import ending, stoppable\n"
-        f"atexit.register(lambda: os.kill(os.getpid(), signal.{then}))\n"
-        f"with ending(), stoppable(): {f'os.kill(os.getpid(), signal.{told})' if told else 'pass'}"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    text = f"""
+import atexit, os, signal
+from pspo.config import StudyConfig, program
+atexit.register(lambda: os.kill(os.getpid(), signal.{then}))
+
+@program("study", StudyConfig)
+def main(cfg):
+    {f"os.kill(os.getpid(), signal.{told})" if told else "pass"}
+
+main()
+"""
+    (tmp_path / "it.py").write_text(text)
+    done = subprocess.run([sys.executable, tmp_path / "it.py"], capture_output=True, text=True)
     assert done.returncode == status and "Traceback" not in done.stderr
 
 

@@ -27,6 +27,7 @@ from pspo.models import build, save_policy
 from pspo.ranks import Ranks
 from pspo.rollout import make_sampler
 from pspo.run import Run
+from pspo.rundir import Place
 from pspo.train import train
 
 
@@ -237,6 +238,39 @@ def test_nothing_is_written_into_another_runs_directory(checkpoint, tmp_path, mo
     assert (here / "DONE").exists()
 
 
+@pytest.mark.parametrize("part", ["make_sampler", "make_learner", "data_reports", "evaluate"])
+def test_nothing_is_written_into_another_runs_directory_after_a_long_part(checkpoint, tmp_path, monkeypatch, part):
+    """Another, complete run gets the directory's name during the start-up, or during the last evaluation."""
+    here, other = tmp_path / "run", tmp_path / "other"
+    run(checkpoint, other, "steps=1", "seed=5")
+    before = {path.name: path.read_bytes() for path in other.rglob("*") if path.is_file()}
+    module = "pspo.evalfile" if part == "evaluate" else "pspo.run"
+    real = getattr(importlib.import_module(module), part)
+
+    def renamed(*arguments, **options):
+        if not (tmp_path / "moved").exists():
+            shutil.move(here, tmp_path / "moved")
+            shutil.copytree(other, here)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(f"{module}.{part}", renamed)
+    with pytest.raises(PspoError, match="was removed or renamed while the run was writing to it"):
+        run(checkpoint, here, "steps=1")
+    assert {path.name: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_does_not_go_on_with_another_runs_checkpoints(checkpoint, tmp_path, monkeypatch):
+    """Of the same shapes: nothing but what the run remembers of its settings tells them apart."""
+    run(checkpoint, tmp_path / "a", "steps=2")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Run, "finish", lambda self: None)
+        run(checkpoint, tmp_path / "b", "steps=2", "surrogate=clip")
+    shutil.rmtree(tmp_path / "b/checkpoints")
+    shutil.copytree(tmp_path / "a/checkpoints", tmp_path / "b/checkpoints")
+    with pytest.raises(PspoError, match="cannot go on: the settings are not those it began with"):
+        run(checkpoint, tmp_path / "b", "steps=2", "surrogate=clip")
+
+
 def test_a_record_that_is_removed_is_told(checkpoint, tmp_path, monkeypatch):
     sync = Run.sync
 
@@ -333,7 +367,7 @@ def test_what_is_refilled_is_learned_with_its_own_rewards(checkpoint, tmp_path):
     """Three problems are left for the groups without signal; grading what comes out once more gives the rewards."""
     settings = [*SETTINGS, "rollout=hf", f"model.path={checkpoint}", "rollout.prompts=5", "rollout.group_size=2"]
     cfg = compose("train", TrainConfig, [*settings, "learner.minibatches=1", "rollout.refill=2", f"run_dir={tmp_path}"])
-    with Run(cfg, Ranks()) as run, Grader() as grader:
+    with Place(tmp_path) as place, Run(cfg, Ranks(), place) as run, Grader() as grader:
         problems = run.problems(1)
         drawn = run.sample(problems, 1)
         rewards = run.reward(drawn, 1)
@@ -351,7 +385,7 @@ def test_what_is_refilled_is_learned_with_its_own_rewards(checkpoint, tmp_path):
 
 def test_a_problem_that_comes_twice_in_a_step_is_not_sampled_with_the_same_seed(checkpoint, tmp_path):
     settings = [*SETTINGS, "rollout=hf", f"model.path={checkpoint}", "rollout.prompts=16", f"run_dir={tmp_path}"]
-    with Run(compose("train", TrainConfig, settings), Ranks()) as run:
+    with Place(tmp_path) as place, Run(compose("train", TrainConfig, settings), Ranks(), place) as run:
         groups = run.sample(run.problems(1), 1)
     by_problem = {}
     for group in groups:

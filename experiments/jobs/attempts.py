@@ -103,9 +103,9 @@ def lines_of_attempt(log: Path, size: int = 65_536) -> list[str]:
         return []
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - size))
-        last = file.read().decode(errors="replace").splitlines()
+        last = file.read().decode(errors="replace").split("\n")  # a name may hold what else begins a line
     starts = [number for number, line in enumerate(last) if line.startswith(MARK)]
-    return last[starts[-1] + 1 :] if starts else last
+    return [line for line in (last[starts[-1] + 1 :] if starts else last) if line]
 
 
 def _who(env: Mapping[str, str]) -> dict[str, str | int]:

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 AGAIN = 75  # pspo.stopping.AGAIN: told to stop, and saved
 STOPPED = 76  # pspo.ranks.watch.STOPPED: ended because of another rank, with a cause that only that one may know
+BUSY = 77  # pspo.errors.BusyError: another process, such as an attempt that SLURM took for dead, holds what it needs
 ENDING = ("SIGHUP", "SIGINT", "SIGKILL", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU")  # what ends a job from outside
 
 Kind = Literal["done", "again", "failed"]
@@ -39,10 +40,9 @@ CLUSTER = re.compile(
     r"^srun: error: (?:Node failure|Unable to create step|Unable to confirm allocation|Unable to allocate|"
     r"Task launch for .* failed|Timed out waiting|.*(?:Socket timed out|Unable to contact slurm|"
     r"Communication connection|Connection refused|Zero Bytes were transmitted)).*"
-    r"|.*\brank \d[\d, ]* has (?:died|given no sign of life)\b.*"
-    r"|^pspo: (?:rank [\d, ]+: )?another process (?:is at work in|runs this study) .*"
+    r"|(?:pspo: )?(?:rank [\d, ]+: )*rank \d[\d, ]* has (?:died|given no sign of life)\b.*"
 )
-TOLD_RANK = re.compile(r".*\brank \d+ was told to stop in .*")
+TOLD_RANK = re.compile(r"(?:pspo: )?(?:rank [\d, ]+: )*rank \d+ was told to stop in .*")
 FAILED_RANK = re.compile(r"\brank \d+ failed in ")
 NOISE = ("srun:", "slurmstepd", "wandb:", MARK, "pspo: SIG", "Terminated", "[rank")
 ERROR = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*")
@@ -62,6 +62,8 @@ def judge(status: int, log: Sequence[str]) -> Verdict:
     if not wrong and (lost := [line for line in log if CLUSTER.match(line)]):
         return Verdict("again", lost[-1])
     statuses = {status, *(int(found.group(1)) for line in log if (found := TASK.match(line) or WORKER.search(line)))}
+    if BUSY in statuses:
+        return Verdict("again", reason_in(log))
     own = sorted(code for code in statuses if code not in (0, AGAIN, STOPPED) and not ended_by(code))
     told = [line for line in log if TOLD_RANK.match(line)]  # the end of its rank comes to the others as an error
     if own and not told:

@@ -35,10 +35,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from pspo.errors import PspoError
 from pspo.files import flush, publish, remove, set_aside
 from pspo.ranks import Ranks
+from pspo.rundir import CHECKPOINT
 
-FORMAT = 1
+FORMAT = 2
 STATE, MANIFEST, SUM = "state", "manifest.json", "blake2b"
-NAME = r"step-(0|[1-9][0-9]*)"
 UNWRITABLE = (OSError, SafetensorError, CheckpointException)
 NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """Of a checkpoint: that is damage. Other errors of reading may pass, and what cannot be read now is not given up."""
@@ -65,7 +65,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Of those that are there, whole or damaged."""
-        found = (re.fullmatch(NAME, name) for name in self._names())
+        found = (re.fullmatch(CHECKPOINT, name) for name in self._names())
         return sorted(int(match[1]) for match in found if match)
 
     def _names(self) -> list[str]:
@@ -148,10 +148,13 @@ class Checkpoints:
         def read() -> dict[str, Any] | str:
             try:
                 manifest = dict(json.loads((path / MANIFEST).read_text()))
-                if manifest.pop("sum") != _sum_of_json(manifest):
+                whole = manifest.pop("sum", None) == _sum_of_json(manifest)
+                if manifest["format"] != FORMAT and (whole or manifest["format"] == 1):  # which had no sum
+                    raise _of_another_version(path, manifest["format"])
+                if not whole:
                     return f"its {MANIFEST} is not what was written: its sum differs"
-                if (manifest["format"], manifest["step"]) != (FORMAT, step):
-                    return f"its {MANIFEST} is of another format or step"
+                if manifest["step"] != step:
+                    return f"its {MANIFEST} is of another step"
                 if "config.json" not in manifest["files"]:
                     return f"its {MANIFEST} names no policy"
                 has_state = (path / STATE).is_dir()
@@ -217,7 +220,7 @@ class Checkpoints:
 
 def verify_policy(path: Path) -> None:
     """Raises PspoError where `path` is a checkpoint of a run, and its policy is not what was written."""
-    if (path / MANIFEST).is_file() and (step := re.fullmatch(NAME, path.name)):
+    if (path / MANIFEST).is_file() and (step := re.fullmatch(CHECKPOINT, path.name)):
         found = Checkpoints(path.parent, -1, Ranks())._verified(int(step[1]), state=False)
         if isinstance(found, str):
             raise PspoError(f"{path} is damaged: {found}")
@@ -242,7 +245,7 @@ def _sum_of_json(manifest: Mapping[str, Any]) -> str:
 
 def _sum_of(path: Path) -> dict[str, Any]:
     with open(path, "rb") as file:
-        # Not SHA-256, which takes 2.5 times as long on processors that have no instructions for it.
+        # Not SHA-256, which is slower on processors that have no instructions for it.
         return {"bytes": path.stat().st_size, SUM: hashlib.file_digest(file, SUM).hexdigest()}
 
 
@@ -258,6 +261,11 @@ def _damage(path: Path, expected: Mapping[str, Any]) -> str:
     if found["bytes"] != expected["bytes"]:
         return f"{name} has {found['bytes']} bytes instead of {expected['bytes']}"
     return "" if found == expected else f"{name} is not what was written: its sum differs"
+
+
+def _of_another_version(path: Path, number: object) -> PspoError:
+    remedy = "nothing was changed; go on with the version that wrote it, or name another run_dir"
+    return PspoError(f"{path} is of format {number}, and this version reads {FORMAT}: {remedy}")
 
 
 def _not_now(path: Path, error: OSError) -> PspoError:

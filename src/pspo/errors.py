@@ -17,6 +17,12 @@ class ConfigError(PspoError):
         self.setting, self.value, self.allowed = setting, value, allowed
 
 
+class BusyError(PspoError):
+    """Another process holds what this one needs. The same command may succeed once that has ended."""
+
+    status = 77  # experiments/jobs/verdicts.py: a job that ends with it is tried again
+
+
 class NonFiniteError(PspoError):
     """A loss or gradient that is not a number; raised before the optimiser moves."""
 

@@ -15,7 +15,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import pspo.grading
 import pspo.rollout
 from pspo.config import schema
 from pspo.data import Prompter
-from pspo.errors import PspoError
+from pspo.errors import BusyError, PspoError
 from pspo.evaluation import Protocol, evaluate, graded_again
 from pspo.files import digest, write_whole
 from pspo.grading import Grader, Style
@@ -40,11 +40,13 @@ Identity = dict[str, dict[str, Any]]
 class EvalFile:
     """identity   what decides the completions ("sampling"), and what their grades ("grading"); see `identity_of`
     about      what a reader of the summary wants to know besides
+    guard      is called before anything is written, and raises where it must not be
     """
 
     path: Path
     identity: Identity
     about: dict[str, Any]
+    guard: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
     def summary_path(self) -> Path:
@@ -80,6 +82,7 @@ class EvalFile:
             "sha256": hashlib.sha256(text.encode()).hexdigest(),
             "provenance": provenance(),
         }
+        self.guard()
         self.summary_path.unlink(missing_ok=True)  # it would be that of other records for a moment
         write_whole(self.path, text)
         write_whole(self.summary_path, json.dumps(summary, indent=1) + "\n")
@@ -93,16 +96,18 @@ class EvalFile:
     @contextmanager
     def held(self) -> Iterator[None]:
         """The folder of finished chunks, for one process at a time; chunks of another identity are thrown away."""
+        self.guard()
         self.parts.mkdir(parents=True, exist_ok=True)
         with open(self.parts / ".lock", "a") as lock:
             if not locked(lock, PATIENCE_S):
-                raise PspoError(f"another process is at work in {self.path}; wait for it, or end it")
+                raise BusyError(f"another process is at work in {self.path}; wait for it, or end it")
             written = self.parts / "identity.json"
             if not written.exists() or written.read_text(encoding="utf-8") != json.dumps(self.identity):
                 for part in self.parts.glob("[0-9]*.jsonl"):
                     part.unlink()
                 write_whole(written, json.dumps(self.identity))
             yield
+            self.guard()
             shutil.rmtree(self.parts)
 
     def _written(self) -> Identity | None:
@@ -176,6 +181,7 @@ def _in_chunks(
         if done is None:
             sampler.forget()
             done = evaluate(sampler, prompter, grader, some, protocol)
+            file.guard()
             write_whole(part, in_lines(done))
         records += done
         if len(problems) > chunk:

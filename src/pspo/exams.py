@@ -5,6 +5,7 @@ The first rank grades and writes the files; all ranks' samplers answer. Imports:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,17 @@ class Exams:
     """T=0, one completion a problem. Every rank calls every method, and gets the same scores (`pspo.scores`)."""
 
     def __init__(
-        self, cfg: TrainConfig, ranks: Ranks, sampler: Sampler, prompter: Prompter, grader: Grader, parts: Parts
+        self,
+        cfg: TrainConfig,
+        ranks: Ranks,
+        sampler: Sampler,
+        prompter: Prompter,
+        grader: Grader,
+        parts: Parts,
+        guard: Callable[[], None],
     ) -> None:
-        self.cfg, self.ranks, self.sampler = cfg, ranks, sampler
+        """`guard` is called before anything is written, and raises where it must not be."""
+        self.cfg, self.ranks, self.sampler, self.guard = cfg, ranks, sampler, guard
         self.prompter, self.grader, self.parts = prompter, grader, parts
         decoding = Decoding(cfg.eval.max_new_tokens, temperature=0.0)
         self.protocol = Protocol(decoding, cfg.rollout.max_prompt_tokens, cfg.seed)
@@ -55,6 +64,6 @@ class Exams:
             "split": "test",
             "prompt": self.prompter.described(problems[0].question),
         }
-        file = EvalFile(path, made_of, about)
+        file = EvalFile(path, made_of, about, self.guard)
         records = evaluate_to_file(file, lambda: sampler, self.prompter, self.grader, problems, self.protocol, chunk)
         return scores(records, self.prompter.style)

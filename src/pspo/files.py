@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file complete or leaves it as it was; an OSError names it."""
-    path.parent.mkdir(exist_ok=True)  # not what that is in: a directory that was removed is not made anew
+    """Writes a file complete or leaves it as it was; an OSError names it. Its directory has to be there: one that was
+    removed is not made anew."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(aside, "w", encoding="utf-8") as file:
@@ -44,7 +44,7 @@ def publish(fresh: Path, target: Path) -> None:
     fresh.rename(target)
     flush(target.parent)
     if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+        remove(old)
 
 
 def set_aside(directory: Path) -> Path:

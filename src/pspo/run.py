@@ -30,7 +30,7 @@ from torch import Tensor
 from pspo.advantages import has_signal
 from pspo.batching import Batch
 from pspo.checkpoint import Checkpoints, Saved
-from pspo.config import TrainConfig, run_dir_of
+from pspo.config import TrainConfig
 from pspo.data import load_tokenizer, make_prompter
 from pspo.data.order import distinct, problems_of_step, spare_problems
 from pspo.errors import MismatchError, NonFiniteError, PspoError
@@ -47,6 +47,7 @@ from pspo.provenance import provenance
 from pspo.ranks import PeerError, Ranks
 from pspo.rewards import rewards_of
 from pspo.rollout import Decoding, make_sampler
+from pspo.rundir import Place
 from pspo.seeds import derive
 from pspo.startup import data_reports, load_parts, origins, prepare, starting_checkpoint
 from pspo.stopping import Stop, Stopped
@@ -60,11 +61,12 @@ STEP_PHASES = ("rollout", "grade", "exchange", "check", "learn", "sync")
 class Run:
     """Everything of one run that outlives a step. A context manager, which opens its parts and closes them.
 
-    Writes into `run_dir_of(cfg)`, which the caller holds (`pspo.rundir`).
+    Writes into its directory, which the caller holds (`pspo.rundir`).
     """
 
-    def __init__(self, cfg: TrainConfig, ranks: Ranks, stop: Stop | None = None) -> None:
-        self.cfg, self.ranks, self.stop, self.dir = cfg, ranks, stop or Stop(), run_dir_of(cfg)
+    def __init__(self, cfg: TrainConfig, ranks: Ranks, place: Place, stop: Stop | None = None) -> None:
+        """`place`: of the run's directory."""
+        self.cfg, self.ranks, self.place, self.stop, self.dir = cfg, ranks, place, stop or Stop(), place.path
         self.memory = Memory([{"from_step": 0, "ranks": ranks.size, **provenance()}])
         self.resumed = self.told = False
         self._clear()
@@ -80,8 +82,6 @@ class Run:
 
     def _open(self, stack: ExitStack) -> None:
         cfg, started = self.cfg, time.perf_counter()
-        self.ranks.together(self._find_directory, "looking for the run's directory")
-        self._place = _identity(self.dir)
         prepare(cfg.device, cfg.threads, cfg.deterministic)
         checkpoint = starting_checkpoint(cfg)
         self.grader = stack.enter_context(Grader(cfg.grading.workers, cfg.grading.timeout))
@@ -92,12 +92,13 @@ class Run:
         self.data = load_parts(cfg, self.prompter)
         self.memory.made_from = self.ranks.from_first(lambda: origins(cfg, checkpoint, self.data), "reading the data")
         if self.ranks.first and (reports := data_reports(cfg)):
+            self.place.check()
             write_whole(self.dir / "data.json", json.dumps(reports, indent=1) + "\n")
         longest = cfg.rollout.max_prompt_tokens + max(cfg.rollout.max_new_tokens, cfg.eval.max_new_tokens)
         make = partial(make_sampler, checkpoint, cfg.rollout, self.tokenizer, cfg.device, longest, self.prompter.ends)
         self.sampler = self.ranks.together(partial(make, self.ranks), "starting the samplers")
         stack.callback(self.sampler.close)
-        self.exams = Exams(cfg, self.ranks, self.sampler, self.prompter, self.grader, self.data)
+        self.exams = Exams(cfg, self.ranks, self.sampler, self.prompter, self.grader, self.data, self.place.check)
         self.checkpoints = Checkpoints(self.dir / "checkpoints", cfg.steps, self.ranks)
         self.saved = self.checkpoints.newest()
         newest, after = (None, None) if self.saved is None else (self.saved.path, self.saved.step)
@@ -106,6 +107,7 @@ class Run:
         load = partial(make_learner, cfg, checkpoint, self.ranks, newest)
         self.learner = self.ranks.together(load, "loading the policy")
         self.tracker: Tracker | None = None
+        self.ranks.together(self.place.check, "loading the policy")
         if self.ranks.first:
             ids = {} if self.saved is None else self.saved.memory["tracker"]
             self.tracker = Tracker(self.dir, cfg, after, ids)
@@ -120,11 +122,6 @@ class Run:
         """A run that was told to stop between two steps leaves its block without an error, with all ranks together."""
         assert self.tracker is not None
         self.tracker.__exit__(Stopped if kind is None and self.told else kind)
-
-    def _find_directory(self) -> None:
-        """The first rank has made it; the best checkpoint in it is loaded by all."""
-        if not self.dir.is_dir():
-            raise PspoError(f"run_dir={self.dir} is not here: ranks on several machines need it on a disk they share")
 
     def _clear(self) -> None:
         """What belongs to one step."""
@@ -160,7 +157,8 @@ class Run:
         state = self.checkpoints.read(saved, into)
         self.learner.load_training_state(state)
         now, self.memory = self.memory, Memory.read(saved.memory)
-        if changed := [what for what in now.made_from if now.made_from[what] != self.memory.made_from.get(what)]:
+        before = self.memory.made_from
+        if changed := [what for what in now.made_from if before.get(what, now.made_from[what]) != now.made_from[what]]:
             raise PspoError(
                 f"{self.dir} cannot go on: {' and '.join(changed)} are not those it began with; put them back, or name "
                 "another run_dir"
@@ -310,6 +308,7 @@ class Run:
         """Saves the policy before a non-finite update, and its minibatch; says where, or why not."""
         evidence = self.dir / "nonfinite" / f"step-{step}"
         try:
+            self.ranks.together(self.place.check, f"writing {evidence}")
             with self.ranks.expecting("gathering the weights for a look at them"):
                 weights = self.learner.state_dict(keep=self.ranks.first)
             save = partial(save_policy, self.learner.model, self.tokenizer, evidence, weights)
@@ -400,7 +399,7 @@ class Run:
         def write(directory: Path) -> None:
             write_policy(self.learner.model, self.tokenizer, directory, weights)
 
-        self.ranks.together(self._still_there, f"the end of step {step}")
+        self.ranks.together(self.place.check, f"the end of step {step}")
         if self.tracker is not None:
             self.memory.tracker = self.tracker.ids()
         generators = generator_tensors(self.ranks.rank, self.learner.model.device)
@@ -420,10 +419,10 @@ class Run:
         if self.cfg.eval.at_end:
             path, last, best = self.dir / "eval" / f"{self.cfg.data.name}.jsonl", self.cfg.steps, self.best_step
             with self.clock("test"):
-                self.ranks.together(self._still_there, "the last evaluation")
+                self.ranks.together(self.place.check, "the last evaluation")
                 found["last"] = self.exams.test(self.checkpoints.at(last), path)
                 if self.memory.validated:  # without validation no step is the best one
-                    self.ranks.together(self._still_there, "the last evaluation")
+                    self.ranks.together(self.place.check, "the last evaluation")
                     directory = self.checkpoints.policy(best)
                     if best != last:
                         load = partial(self.sampler.load, read_weights(directory))
@@ -442,22 +441,17 @@ class Run:
             "made_with": self.memory.made_with,
         }
         if self.ranks.first:
-            self._still_there()
+            self.place.check()
             write_whole(self.dir / "summary.json", json.dumps(result, indent=1) + "\n")
         self.checkpoints.prune(self.cfg.steps, 1, self.best_step)
         self.checkpoints.strip()
         if self.ranks.first:
-            self._still_there()
+            self.place.check()
             write_whole(self.dir / "DONE", "")
 
     def _add_up_seconds(self) -> None:
         for phase, seconds in self.seconds.items():
             self.memory.add_seconds(phase, seconds)
-
-    def _still_there(self) -> None:
-        """Before anything is written: what has the directory's name now may be another run's."""
-        if _identity(self.dir) != self._place:
-            raise PspoError(f"run_dir={self.dir} was removed or renamed while the run was writing to it")
 
     @contextmanager
     def clock(self, phase: str) -> Iterator[None]:
@@ -467,12 +461,3 @@ class Run:
         if self.cfg.device == "cuda":
             torch.cuda.synchronize()
         self.seconds[phase] += time.perf_counter() - started
-
-
-def _identity(directory: Path) -> tuple[int, int] | None:
-    """What stays the same under another name; None where there is no such directory."""
-    try:
-        found = directory.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino

@@ -6,6 +6,7 @@ Imports no torch: what cannot be is told at once.
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import sys
 import time
@@ -16,11 +17,13 @@ from typing import IO
 
 from pspo.config import SftConfig, TrainConfig, load_yaml, to_yaml
 from pspo.config.compose import NOT_IN_RUN_ID, config_hash
-from pspo.errors import ConfigError, PspoError
+from pspo.errors import BusyError, ConfigError, PspoError
 from pspo.files import write_whole
 
 ASIDE = re.compile(r"\.(DONE|.+\.(yaml|json|jsonl))\.\d+")
 """What a process that was killed leaves of a file that it was writing (pspo.files.write_whole)."""
+CHECKPOINT = r"step-(0|[1-9][0-9]*)"
+"""The name of one (pspo.checkpoint)."""
 PATIENCE_S = 20.0  # a process that was killed, or whose job was sent back to the queue, may take a moment to be gone
 
 
@@ -45,7 +48,7 @@ def claimed(
         raise PspoError(f"run_dir={run_dir} cannot be written: {error.strerror}") from error
     with lock:
         if not locked(lock, patience):
-            raise PspoError(f"another process is at work in run_dir={run_dir}")
+            raise BusyError(f"another process is at work in run_dir={run_dir}")
         if written.exists():
             try:
                 before = load_yaml(written, type(cfg), to_yaml(cfg), apart)
@@ -67,6 +70,34 @@ def claimed(
         except OSError as error:
             raise PspoError(f"{written} cannot be written: {error.strerror}") from error
         yield False
+
+
+class Place:
+    """A run's directory, whatever becomes of its name. A context manager; made by every rank once the directory is
+    claimed. Raises PspoError where it is not here."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            shared = "ranks on several machines need it on a disk they share"
+            raise PspoError(f"run_dir={path} is not here ({error.strerror}): {shared}") from error
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._directory)
+
+    def check(self) -> None:
+        """Before anything is written: what has the directory's name now may be another run's. Raises PspoError."""
+        try:
+            same = os.path.samestat(os.fstat(self._directory), os.stat(self.path))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise PspoError(f"run_dir={self.path} was removed or renamed while the run was writing to it")
 
 
 def locked(lock: IO[str], patience: float) -> bool:

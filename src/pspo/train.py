@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pspo.config import TrainConfig, program, run_dir_of
 from pspo.ranks import joined
-from pspo.rundir import claimed
+from pspo.rundir import Place, claimed
 from pspo.stopping import stoppable
 
 if TYPE_CHECKING:
@@ -33,9 +33,11 @@ def train(cfg: TrainConfig) -> None:
             claim = partial(stack.enter_context, claimed(run_dir_of(cfg), cfg))
             if ranks.from_first(claim, "claiming the run's directory"):
                 return
+            find = partial(Place, run_dir_of(cfg))
+            place = stack.enter_context(ranks.together(find, "looking for the run's directory"))
             from pspo.run import Run
 
-            with Run(cfg, ranks, stop) as run:
+            with Run(cfg, ranks, place, stop) as run:
                 optimise(run, cfg)
         stop.end()
 

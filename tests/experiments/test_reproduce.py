@@ -22,7 +22,7 @@ from jobs.ledger import Ledger
 from jobs.verdicts import judge
 from progress import Progress, last_metrics
 from pspo.config import EvalConfig, SftConfig, StudyConfig, TrainConfig, compose, run_dir_of, warm_start_dir
-from pspo.errors import PspoError
+from pspo.errors import BusyError, PspoError
 from studies import Cell, cells_of, load_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,7 +117,7 @@ def command(cfg: StudyConfig, *overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("study=mian", "wrong setting: study=mian: must be one of alpha, main, smoke"),
+        ("study=mian", "wrong setting: study=mian: must be one of alpha, controls, edge, epsilon"),
         ("scale=paper", "wrong setting: scale=paper: study smoke has cpu"),
         ("cell=4", "wrong setting: cell=4: study smoke has cells 0 to 3 at scale=cpu"),
         ("overrides=['learner.passes=0']", "wrong setting: learner.passes=0"),
@@ -145,10 +145,10 @@ def test_one_driver_at_a_time(smoke: tuple[StudyConfig, list[Cell]]) -> None:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         for patience in (0, 1.0):
-            held = pytest.raises(PspoError, match="another process runs this study")
+            held = pytest.raises(BusyError, match="another process runs this study")
             with held as raised, reproduce.alone(path, patience):
                 pass
-            assert judge(1, [f"pspo: {raised.value}"]).kind == "again"  # of a job
+            assert judge(raised.value.status, [f"pspo: {raised.value}"]).kind == "again"  # of a job
     with reproduce.alone(path, 0):
         pass
 

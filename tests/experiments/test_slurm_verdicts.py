@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.attempts import attempts_of, begin, end, lines_of_attempt, record_of, send
-from jobs.verdicts import AGAIN, STOPPED, Verdict, judge
+from jobs.verdicts import AGAIN, BUSY, STOPPED, Verdict, judge
 
 ATTEMPT = Path(__file__).resolve().parents[2] / "experiments" / "attempt.py"
 
@@ -47,6 +47,7 @@ PEER_TOLD = [
     "srun: error: n1: task 0: Exited with exit code 1",
 ]
 TWO_AT_ONCE = ["pspo: another process is at work in run_dir=runs/clip-gentle-s0-f3af13d4e9"]
+TORCHRUN_BUSY = "torch/distributed/elastic/api.py:1002] failed (exitcode: 77) local_rank: 1 (pid: 2)"
 TRACEBACK = [
     "pspo: runs/clip goes on after step 3",
     "Traceback (most recent call last):",
@@ -86,10 +87,13 @@ TRACEBACK = [
         (143, PEER_TOLD, "again", PEER_TOLD[1]),
         (1, [*PEER_TOLD, "srun: error: n2: task 1: Exited with exit code 75"], "again", "told to stop; saved"),
         (139, [*PEER_TOLD, "srun: error: n2: task 1: Segmentation fault (core dumped)"], "failed", "Segmentation"),
-        (1, TWO_AT_ONCE, "again", TWO_AT_ONCE[0]),
-        (1, ["pspo: another process is at work in eval/a.jsonl; wait for it, or end it"], "again", "at work in eval"),
-        (1, ["pspo: another process runs this study (it holds runs/.study-main.lock)"], "again", "runs this study"),
+        (77, TWO_AT_ONCE, "again", TWO_AT_ONCE[0]),
+        (1, [*TWO_AT_ONCE, TORCHRUN_BUSY], "again", TWO_AT_ONCE[0]),
+        (77, ["FAILED math of a: pspo: another process is at work in b (exit status 77)"], "again", "FAILED math"),
         (1, ["pspo: model.path=another process is at work in here: no such"], "failed", "no such (exit status 1)"),
+        (1, ["pspo: models/rank 1 has died/x: no such checkpoint directory"], "failed", "no such checkpoint"),
+        (1, ["pspo: run_dir=/s/rank 0 has given no sign of life cannot be written"], "failed", "cannot be written"),
+        (1, ["pspo: runs/rank 1 was told to stop in /x is not here"], "failed", "is not here (exit status 1)"),
         (2, ["pspo: wrong setting: a=b", "srun: error: Node failure on n1"], "failed", "a=b (exit status 2)"),
         (1, [], "failed", "no output (exit status 1)"),
         (1, ["10%\r 20%\r 30%", "", "the end", "wandb: synced"], "failed", "the end (exit status 1)"),
@@ -103,10 +107,10 @@ def test_what_would_happen_again_has_failed_and_the_rest_is_tried_again(
 
 
 def test_the_statuses_are_those_of_the_program() -> None:
-    from pspo import stopping
+    from pspo import errors, stopping
     from pspo.ranks import watch
 
-    assert (stopping.AGAIN, watch.STOPPED) == (AGAIN, STOPPED)
+    assert (stopping.AGAIN, watch.STOPPED, errors.BusyError.status) == (AGAIN, STOPPED, BUSY)
 
 
 def job(number: str, task: str = "", restart: str = "") -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Configuration: groups of settings (`schema.py`), what each program takes of them (`programs.py`), and how they are
 composed from `conf/` (`compose.py`)."""
 
-from pspo.config.compose import compose, config_hash, load_yaml, program, run_dir_of, to_yaml, warm_start_dir
+from pspo.config.compose import choices, compose, config_hash, load_yaml, program, run_dir_of, to_yaml, warm_start_dir
 from pspo.config.programs import EvalConfig, SftConfig, StudyConfig, TrainConfig
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "SftConfig",
     "StudyConfig",
     "TrainConfig",
+    "choices",
     "compose",
     "config_hash",
     "load_yaml",

@@ -63,6 +63,14 @@ def compose(name: str, schema: type[C], overrides: Sequence[str] = ()) -> C:
         raise _readable(error, overrides) from error
 
 
+def choices(name: str, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """Group -> the file of it that `compose` takes, such as model -> tiny; groups of Hydra's own are left out."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(config_dir=str(_root(name)), version_base="1.3"):
+        found = hydra.compose(name, overrides=list(overrides), return_hydra_config=True).hydra.runtime.choices
+    return {str(group): str(choice) for group, choice in found.items() if "/" not in str(group)}
+
+
 def checked(cfg: DictConfig, schema: type[C]) -> C:
     """A composed config as an instance of `schema`; raises ConfigError for the first thing that is wrong."""
     values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -131,6 +139,13 @@ def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Calla
     def decorate(run: Callable[[C], None]) -> Callable[[], None]:
         @functools.wraps(run)
         def entry() -> None:
+            if {"-m", "--multirun"} & set(sys.argv[1:]):
+                launch()
+                return
+            with ending(), stoppable():  # from here on; a program that has something to save listens itself
+                launch()
+
+        def launch() -> None:
             full = bool(os.environ.get("HYDRA_FULL_ERROR"))
             with one_line_errors():
                 swept = swept_by(sys.argv[1:])
@@ -145,7 +160,7 @@ def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Calla
 
             def task(cfg: DictConfig) -> None:  # what a launcher takes to another process, by value
                 if swept is None:
-                    with one_line_errors(), ending():
+                    with one_line_errors():
                         run(checked(cfg, schema))
                 else:
                     with sweeps.beside(parent) if launcher == "JoblibLauncher" else nullcontext():
@@ -155,8 +170,7 @@ def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Calla
             GlobalHydra.instance().clear()
             with_hydra = hydra.main(config_path=str(_root(name)), config_name=name, version_base="1.3")(task)
             if swept is None:
-                with stoppable():  # before the program listens itself
-                    with_hydra()
+                with_hydra()
             else:
                 with sweeps.what_is_left(places, launcher), one_line_errors(), sweeps.launched():
                     with_hydra()
@@ -181,7 +195,7 @@ class one_line_errors:
             sys.exit(130)
         if isinstance(error, PspoError | OSError):
             what = "wrong setting: " if isinstance(error, ConfigError) else ""
-            print(f"pspo: {what}{error}".replace("\n", " "), file=sys.stderr)  # names of files may have several lines
+            print(" ".join(f"pspo: {what}{error}".splitlines()), file=sys.stderr)  # names of files may have several
             sys.exit(error.status if isinstance(error, PspoError) else 1)
 
 

@@ -148,6 +148,7 @@ class EvalConfig:
     samples: Count
     limit: Count | None
     out: Text | None
+    """A file; {T} in it stands for the temperature."""
     overwrite: Flag
     """Sample again where the file is complete."""
     seed: Seed
@@ -163,8 +164,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.temperatures == (0.0,) and self.samples > 1:
             raise ConfigError("samples", self.samples, "must be 1 at temperature=0: every draw would be the same")
-        if self.out is not None and len(self.temperatures) > 1:
-            raise ConfigError("out", self.out, "names one file; leave it out for several temperatures")
+        if self.out is not None and len(self.temperatures) > 1 and "{T}" not in self.out:
+            raise ConfigError("out", self.out, "names one file: for several temperatures it must hold {T}")
         if len(set(self.temperatures)) < len(self.temperatures):
             raise ConfigError("temperature", list(self.temperatures), "names one twice")
         needs_device(self.device, self.model)

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
-from pspo.errors import PspoError
+from pspo.errors import BusyError, PspoError
 from pspo.ranks.place import find_place, open_store, take_device
 from pspo.ranks.watch import STOPPED, PeerError, Watch, by_rank, one_line
 
@@ -60,11 +60,12 @@ class Ranks:
         Where it raises, rank 0 raises that error and the others a PspoError of the same text.
         """
         made, failed = self._attempt(make, what) if self.first else (None, None)
-        told, text = self.gather((made, None if failed is None else one_line(failed)), what)[0]
+        kind = BusyError if isinstance(failed, BusyError) else PspoError  # which decides the exit status
+        told, text, kind = self.gather((made, None if failed is None else one_line(failed), kind), what)[0]
         if failed is not None:
             raise failed
         if text is not None:
-            raise PspoError(text)
+            raise kind(text)
         return made if self.first else told  # type: ignore[return-value]
 
     def together(self, do: Callable[[], T], what: str) -> T:
