@@ -1,7 +1,7 @@
 """The benchmarks that a study lists for its trained policies: the last and the best checkpoint of each complete run.
 
-Each is `python eval/evaluate.py` on a checkpoint, under the benchmark's own protocol, into the run's eval/ directory;
-beside it the run has graded itself on its own test part (src/pspo/run.py).
+Each is `python eval/evaluate.py` on a checkpoint, under the benchmark's own protocol and at its temperatures, into the
+run's eval/ directory; beside it the run has graded itself on its own test part (src/pspo/run.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -56,16 +57,50 @@ def evaluations_of(cell: Cell, study: Study, cfg: StudyConfig) -> dict[str, Eval
     }
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluation of one policy: `which` is "" for the last checkpoint, ".best" for the best; its file."""
+
+    benchmark: str
+    which: str
+    temperature: float
+    path: Path
+
+
+def evaluated(cell: Cell, study: Study, cfg: StudyConfig) -> list[Evaluated]:
+    """The evaluations of a complete run that the study asks for, and that are there."""
+    found = [
+        Evaluated(name, which, temperature, _at(_out(cell, name, which, settings), temperature))
+        for name, overrides in study.scales[cfg.scale].benchmarks.items()
+        for settings in [_settings(cell, overrides)]
+        for which in checkpoints_of(cell)
+        for temperature in _composed(settings).temperatures
+    ]
+    return [one for one in found if one.path.with_suffix(".summary.json").exists()]
+
+
+def _out(cell: Cell, name: str, which: str, settings: tuple[str, ...]) -> Path:
+    """Where evaluations are, {T} for the temperature where there are several."""
+    asked = _composed(settings)
+    protocol = hashlib.sha256(to_yaml(asked).encode()).hexdigest()[:8]
+    at = ".T{T}" if len(asked.temperatures) > 1 else ""
+    return cell.run_dir / "eval" / f"{name}{which}.{protocol}{at}.jsonl"
+
+
+def _at(out: Path, temperature: float) -> Path:
+    return out.with_name(out.name.replace("{T}", f"{temperature:g}"))
+
+
 def _task(cell: Cell, cfg: StudyConfig, name: str, which: str, step: int, overrides: Sequence[str]) -> Task:
     settings = _settings(cell, overrides)
-    protocol = hashlib.sha256(to_yaml(_composed(settings)).encode()).hexdigest()[:8]
-    out = cell.run_dir / "eval" / f"{name}{which}.{protocol}.jsonl"
+    out = _out(cell, name, which, settings)
+    last = _composed(settings).temperatures[-1]  # they are evaluated in order
     checkpoint = override("checkpoint", str(cell.run_dir / "checkpoints" / f"step-{step}"))
     return Task(
         name=f"{name} of {cell.name}{which}",
         command=(sys.executable, str(EVALUATE), checkpoint, override("out", str(out)), *settings),
         log=Path(cfg.runs) / "logs" / f"{cell.run_dir.name}.{name}{which}.log",
-        product=out.with_suffix(".summary.json"),
+        product=_at(out, last).with_suffix(".summary.json"),
         environment=threads(cfg),
     )
 
@@ -82,4 +117,4 @@ def _settings(cell: Cell, overrides: Sequence[str]) -> tuple[str, ...]:
 
 @cache
 def _composed(settings: tuple[str, ...]) -> EvalConfig:
-    return compose("eval", EvalConfig, ["checkpoint=any", "out=any", *settings])
+    return compose("eval", EvalConfig, ["checkpoint=any", "out='any{T}'", *settings])

@@ -1,29 +1,50 @@
-"""Learning curves of a study as SVG and PNG: one panel a regime, one line a method. Never torch."""
+"""What complete runs of a study did, step by step, as SVG and PNG: curves, distributions of ratios, time. Never torch.
+
+A panel is a regime, a line an arm (method). Colours are told apart with any kind of colour vision, and lines by their
+style in print.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
+from numpy.typing import NDArray
 
+from pspo.metrics import RATIO_EDGES
 from records import Metrics, read_metrics
 from results import grouped
 from studies import Cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
 
-# Okabe and Ito (2008): told apart with any kind of colour vision, and by line style in print.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7", "#F0E442")  # Okabe, Ito (2008)
 DASHES = ("-", "--", "-.", ":")
+PHASES = ("rollout", "grade", "check", "learn", "exchange", "sync", "other", "save", "eval")
+"""Of a step, as metrics time/<phase>_s."""
+COLUMNS = 4
+"""Panels beside each other."""
 
 plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "pspo", "axes.spines.top": False, "axes.spines.right": False}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing as SVG (beside it a PNG of the same name), and what it shows."""
+
+    path: Path
+    caption: str
 
 
 @dataclass(frozen=True)
@@ -33,60 +54,194 @@ class Curve:
     name: str
     metric: str
     label: str
+    caption: str
     scale: float = 1.0
     log: bool = False
 
 
 CURVES = (
-    Curve("validation_accuracy", "eval/validation_accuracy", "validation accuracy, T=0 (%)", scale=100),
-    Curve("reward", "reward/mean", "mean reward of a step (1 = right)"),
-    Curve("ratio", "ratio/abs_dev_mean", "mean |r - 1| of a step", log=True),
-    Curve("entropy", "policy/entropy", "mean entropy (nats)"),
+    Curve("validation_accuracy", "eval/validation_accuracy", "validation accuracy, T=0 (%)", "Validation.", scale=100),
+    Curve("reward", "reward/mean", "mean reward of a step", "What the policy is trained on, as it is sampled."),
+    Curve("ratio", "ratio/abs_dev_mean", "mean |r - 1| of a step", "How far ratios leave 1.", log=True),
+    Curve(
+        "slope_zero",
+        "slope/zero_share",
+        "tokens without slope (%)",
+        "Tokens with an advantage from which the surrogate takes no gradient at all: past clip's bound.",
+        scale=100,
+    ),
+    Curve(
+        "slope_small",
+        "slope/small_share",
+        "tokens with slope < 0.1 A (%)",
+        "Tokens with an advantage of which the surrogate passes on less than a tenth: clip's, and the sigmoid's tails.",
+        scale=100,
+    ),
+    Curve("entropy", "policy/entropy", "mean entropy (nats a token)", "Entropy of the policy at completion tokens."),
+    Curve("kl", "kl/k3", "KL(old || new) of a step (nats a token)", "How far a step moves the policy (k3).", log=True),
+    Curve("grad_norm", "optim/grad_norm", "gradient norm before clipping", "Mean over a step's updates.", log=True),
 )
+AGAINST = (
+    Curve("entropy", "policy/entropy", "mean entropy (nats a token)", ""),
+    Curve("kl", "kl/k3", "KL(old || new) of a step (nats a token)", "", log=True),
+)
+"""What reward is drawn against."""
+
+Runs = Sequence[Metrics]
+Place = list[tuple[str, list[tuple[str, Runs]]]]
+"""Of a model and data set: regime -> arm -> the metrics of its seeds."""
 
 
-def draw(folder: Path, cells: Sequence[Cell], arms: Sequence[str]) -> list[Path]:
-    """Every figure of the complete runs, into a folder; returns the SVG files. None where no run is complete."""
+def draw(folder: Path, cells: Sequence[Cell], arms: Sequence[str]) -> list[Figure]:
+    """Every figure of the complete runs, into a folder. None where no run is complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
     complete = [cell for cell in cells if cell.complete]
-    places = grouped(complete, lambda cell: (cell.model, cell.data))
     metrics = {cell.index: read_metrics(cell.run_dir) for cell in complete}
-    for (model, data), of_place in places:
-        suffix = "" if len({(cell.model, cell.data) for cell in cells}) == 1 else f"_{model}_{data}"
-        regimes = grouped(of_place, lambda cell: cell.regime)
+    found: list[Figure] = []
+    several = len({(cell.model, cell.data) for cell in cells}) > 1
+    for (model, data), of_place in grouped(complete, lambda cell: (cell.model, cell.data)):
+        place: Place = [
+            (regime, [(arm, [metrics[cell.index] for cell in runs]) for arm, runs in grouped(here, lambda c: c.arm)])
+            for regime, here in grouped(of_place, lambda cell: cell.regime)
+        ]
+        where, suffix = (f"{model}, {data}: ", f"_{model}_{data}") if several else ("", "")
         for curve in CURVES:
-            figure, axes = plt.subplots(
-                1, len(regimes), figsize=(4.5 * len(regimes) + 0.5, 3.4), squeeze=False, layout="constrained"
-            )
-            for panel, (regime, members) in zip(axes[0], regimes, strict=True):
-                for arm, runs in grouped(members, lambda cell: cell.arm):
-                    line(panel, curve, arm, arms.index(arm), [metrics[cell.index] for cell in runs])
-                panel.set(title=regime, xlabel="training step", ylabel=curve.label)
-                if curve.log and panel.lines:
-                    panel.set_yscale("log")
-            if axes[0][0].lines:
-                axes[0][0].legend(frameon=False, fontsize="small")
-            for ending in ("svg", "png"):
-                path = folder / f"{curve.name}{suffix}.{ending}"
-                figure.savefig(path, dpi=160, metadata={"Date": None} if ending == "svg" else None)
-            plt.close(figure)
-            written.append(folder / f"{curve.name}{suffix}.svg")
-    return written
+            drawing = by_regime(place, partial(over_steps, curve, arms))
+            found.append(Figure(save(drawing, folder / f"{curve.name}{suffix}"), where + curve.caption))
+        for curve in AGAINST:
+            drawing = by_regime(place, partial(against, curve, arms))
+            caption = f"{where}Reward against {curve.label}: the way of training, mean over seeds; a dot is its end."
+            found.append(Figure(save(drawing, folder / f"reward_against_{curve.name}{suffix}"), caption))
+        caption = f"{where}Shares of completion tokens by their ratio, all updates of a step, mean over seeds."
+        found.append(Figure(save(distributions(place), folder / f"ratio_distribution{suffix}"), caption))
+        caption = f"{where}Time of a step by phase, median over steps, mean over seeds. Runs may share a machine."
+        found.append(Figure(save(by_regime(place, phases), folder / f"time{suffix}"), caption))
+    return found
 
 
-def line(panel: Axes, curve: Curve, arm: str, number: int, runs: Sequence[Metrics]) -> None:
-    """The mean over seeds at the steps where every seed has the metric, and the range from least to most."""
-    by_run = [
-        {step: value * curve.scale for step, found in run.items() if (value := found.get(curve.metric)) is not None}
-        for run in runs
-    ]
+def save(drawing: Drawing, path: Path) -> Path:
+    """As SVG and PNG, the same bytes for the same data; closes it, and returns the path of the SVG."""
+    for ending in ("png", "svg"):
+        target = path.with_name(f"{path.name}.{ending}")
+        drawing.savefig(target, dpi=160, metadata={"Date": None} if ending == "svg" else None)
+    plt.close(drawing)
+    return path.with_name(f"{path.name}.svg")
+
+
+def by_regime(place: Place, fill: Callable[[Axes, list[tuple[str, Runs]]], None]) -> Drawing:
+    """A panel a regime, filled by `fill`, with one legend for all."""
+    columns = min(len(place), COLUMNS)
+    rows = -(-len(place) // columns)
+    drawing, axes = plt.subplots(
+        rows, columns, figsize=(4.3 * columns + 0.5, 3.1 * rows + 0.5), squeeze=False, layout="constrained"
+    )
+    for panel, (regime, methods) in zip(axes.flat, place, strict=False):
+        fill(panel, methods)
+        panel.set_title(regime)
+    for panel in axes.flat[len(place) :]:
+        panel.set_axis_off()
+    legend(drawing, axes.flat, loc="outside lower center", ncols=5)
+    return drawing
+
+
+def legend(drawing: Drawing, panels: Iterable[Axes], **options: Any) -> None:
+    """One for all panels, each label once."""
+    names = {label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    if names:
+        drawing.legend(names.values(), names.keys(), frameon=False, fontsize="small", **options)
+
+
+def style_of(arm: str, arms: Sequence[str]) -> dict[str, str]:
+    number = arms.index(arm)
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)]}
+
+
+def series(runs: Runs, metric: str, scale: float = 1.0) -> tuple[list[int], NDArray[np.float64]]:
+    """The steps at which every seed has the metric, and its values there [S, steps]."""
+    by_run = [{step: v * scale for step, found in run.items() if (v := found.get(metric)) is not None} for run in runs]
     steps = sorted(set.intersection(*(set(values) for values in by_run)))
-    if not steps:
-        return
-    values = [[run[step] for run in by_run] for step in steps]
-    colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
-    label = f"{arm} ({len(runs)} seed{'s' if len(runs) > 1 else ''})"
-    panel.plot(steps, [sum(v) / len(v) for v in values], label=label, linewidth=1.6, color=colour, linestyle=dashes)
-    low, high = [min(v) for v in values], [max(v) for v in values]
-    panel.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    return steps, np.array([[run[step] for step in steps] for run in by_run])
+
+
+def over_steps(curve: Curve, arms: Sequence[str], panel: Axes, methods: list[tuple[str, Runs]]) -> None:
+    """The mean over seeds, and a band from the least to the greatest."""
+    for arm, runs in methods:
+        steps, values = series(runs, curve.metric, curve.scale)
+        if not steps:
+            continue
+        style = style_of(arm, arms)
+        panel.plot(steps, values.mean(axis=0), label=arm, linewidth=1.6, **style)
+        panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15, linewidth=0)
+    panel.set(xlabel="training step", ylabel=curve.label)
+    if curve.log and any((np.asarray(line.get_ydata()) > 0).any() for line in panel.lines):
+        panel.set_yscale("log")
+
+
+def against(curve: Curve, arms: Sequence[str], panel: Axes, methods: list[tuple[str, Runs]]) -> None:
+    for arm, runs in methods:
+        at, x = series(runs, curve.metric)
+        steps, y = series(runs, "reward/mean")
+        shared = [step for step in steps if step in at]
+        if not shared:
+            continue
+        xs = x.mean(axis=0)[[at.index(step) for step in shared]]
+        ys = y.mean(axis=0)[[steps.index(step) for step in shared]]
+        style = style_of(arm, arms)
+        panel.plot(xs, ys, label=arm, linewidth=1.2, **style)
+        panel.plot(xs[-1:], ys[-1:], "o", color=style["color"], markersize=6)
+    panel.set(xlabel=curve.label, ylabel="mean reward of a step")
+    if curve.log and panel.lines:
+        panel.set_xscale("log")
+
+
+def distributions(place: Place) -> Drawing:
+    """Rows are regimes, columns arms: the share of tokens in each interval of RATIO_EDGES, stacked, by step."""
+    widest = max(len(methods) for _, methods in place)
+    drawing, axes = plt.subplots(
+        len(place), widest, figsize=(2.5 * widest + 0.5, 1.9 * len(place) + 0.9), squeeze=False, layout="constrained",
+        sharex=True, sharey=True,
+    )  # fmt: skip
+    edges = [f"{edge:g}" for edge in RATIO_EDGES]
+    labels = [f"r < {edges[0]}", *(f"{a} to {b}" for a, b in pairwise(edges)), f"r >= {edges[-1]}"]
+    shades = plt.get_cmap("PuOr")(np.linspace(0.02, 0.98, len(labels)))
+    for row, (regime, methods) in zip(axes, place, strict=True):
+        for panel, (arm, runs) in zip(row, methods, strict=False):
+            below = [series(runs, f"ratio/below_{edge}_share") for edge in edges]
+            if not all(steps for steps, _ in below):
+                continue
+            steps = below[0][0]
+            none, all_ = np.zeros(len(steps)), np.full(len(steps), 100.0)
+            cumulative = np.array([none, *(100 * values.mean(axis=0) for _, values in below), all_])
+            panel.stackplot(steps, np.diff(cumulative, axis=0), colors=shades, labels=labels, linewidth=0)
+            panel.set_title(f"{arm}" if len(place) == 1 else f"{regime}: {arm}", fontsize="small")
+        for panel in row[len(methods) :]:
+            panel.set_axis_off()
+        row[0].set_ylabel("tokens (%)")
+    for panel in axes[-1]:
+        panel.set_xlabel("training step")
+    legend(drawing, axes.flat, loc="outside right center", reverse=True, title="ratio")
+    return drawing
+
+
+def phases(panel: Axes, methods: list[tuple[str, Runs]]) -> None:
+    """A bar an arm: seconds of a step, phase by phase; evaluations and checkpoints as their mean over all steps."""
+    left = np.zeros(len(methods))
+    for number, phase in enumerate(PHASES):
+        seconds = np.array([np.mean([step_seconds(run, phase) for run in runs]) for _, runs in methods])
+        if not seconds.any():
+            continue
+        hatch = "//" if number >= len(COLOURS) else None
+        colour = COLOURS[(number + 1) % len(COLOURS)]
+        places = range(len(methods))
+        panel.barh(places, seconds, left=left, label=phase, color=colour, edgecolor="white", linewidth=0.5, hatch=hatch)
+        left += seconds
+    panel.set_yticks(range(len(methods)), [arm for arm, _ in methods])
+    panel.invert_yaxis()
+    panel.set_xlabel("seconds a step")
+
+
+def step_seconds(run: Metrics, phase: str) -> float:
+    found = [float(line.get(f"time/{phase}_s") or 0.0) for step, line in run.items() if step > 0]
+    if not found:
+        return 0.0
+    return float(np.mean(found) if phase in ("save", "eval", "check") else np.median(found))

@@ -5,28 +5,34 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import audit
 import auditpage
+import curves
 import figures
 import tables
+import verdicts
+from figures import Figure
 from pspo.config import StudyConfig
 from pspo.config.schema import WordProblems
 from pspo.data.wordproblems import examples
 from pspo.provenance import provenance
 from records import Graded, read_graded
-from results import all_published, comparisons_of, grouped, rows_of
+from results import all_published, asked_of, comparisons_of, grouped, rows_of
+from settings import settings_of
 from slurm import arguments_of
 from studies import Cell, Study
 from suspicion import CLASSES
+from verdicts import theory_verdicts, verdicts_of
 
 TEMPLATE = Path(__file__).resolve().parent / "report.html.j2"
-SAMPLES = 3
-"""Problems shown for each regime."""
+SAMPLES = {"told apart": 24, "all wrong": 8, "all right": 8}
+"""Problems shown for each regime: those that methods differ on first."""
+BADGES = {"reproduced": "yes", "not reproduced": "no", "underpowered": "open", "not run": "open"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Sample:
     """One problem and what each method wrote, of the same seed."""
 
     id: str
+    level: str
     question: str | None
     gold: str
     written: list[tuple[str, Graded]]
@@ -42,12 +49,22 @@ class Sample:
 def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     """Writes results/<study>/; returns the Markdown table with the table's path as its last line."""
     folder = Path(cfg.results) / cfg.study
-    header, rows, paper = header_of(study, cells, cfg), rows_of(study, cells, cfg), cfg.scale == "paper"
-    sizes = sorted({row.problems for row in rows if row.problems})
+    header, paper = header_of(study, cells, cfg), cfg.scale == "paper"
+    made = tables.Contents(
+        rows=rows_of(study, cells, cfg),
+        comparisons=comparisons_of(study, cells),
+        asked=asked_of(study, cells, cfg),
+        verdicts=verdicts_of(cfg.study, cfg.scale, study, cells),
+    )
+    sizes = sorted({row.problems for row in made.rows if row.problems})
     header["test problems"] = ", ".join(map(str, sizes)) or "none graded yet"
-    comparisons = comparisons_of(study, cells)
-    path = tables.write(folder, header, rows, comparisons, study.baseline, paper)
-    drawn = figures.draw(folder / "figures", cells, list(study.arms))
+    path = tables.write(folder, header, made, study.baseline, paper)
+    (folder / "verdicts.json").write_text(verdicts.to_json(made.verdicts, cfg.scale), encoding="utf-8")
+    drawn = [
+        *(Figure(one, CURVE) for one in curves.draw(folder / "figures", study, cells, made.rows)),
+        *figures.draw(folder / "figures", cells, list(study.arms)),
+    ]
+    theory = Path(cfg.results) / "theory"
     audited = auditpage.read_audit(folder)
     page = (
         auditpage.environment()
@@ -55,15 +72,44 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
         .render(
             title=study.title,
             header=header,
-            columns=tables.columns(rows, study.baseline, paper),
-            rows=rows,
-            legend=tables.legend(study.baseline),
-            comparisons=comparisons,
-            comparison_columns=tables.comparison_columns(comparisons, study.baseline),
-            comparison_legend=tables.comparison_legend(study.baseline),
+            badges=BADGES,
+            verdicts=made.verdicts,
+            theory=theory_verdicts(theory / "theory.json"),
+            theory_figures=[svg(one) for one in sorted(theory.glob("*.svg"))],
+            others=verdicts.of_other_studies(Path(cfg.results), cfg.study, cfg.scale),
+            verdict_legend=tables.verdict_legend(made.verdicts),
+            difference=tables.found,
+            parts=[
+                Part(
+                    "Results",
+                    tables.columns(made.rows, study.baseline, paper),
+                    made.rows,
+                    tables.legend(study.baseline),
+                ),
+                Part(
+                    f"Told apart from {study.baseline}?",
+                    tables.comparison_columns(made.comparisons, study.baseline),
+                    made.comparisons,
+                    tables.comparison_legend(study.baseline),
+                    "No seed has the baseline and another method complete.",
+                ),
+                *(
+                    [
+                        Part(
+                            "Benchmarks and temperatures",
+                            tables.asked_columns(made.asked, study.baseline),
+                            made.asked,
+                            tables.asked_legend(study.baseline),
+                            "None is evaluated yet.",
+                        )
+                    ]
+                    if study.scales[cfg.scale].benchmarks
+                    else []
+                ),
+            ],
             complete=sum(cell.complete for cell in cells),
             cells=cells,
-            figures=[svg(figure) for figure in drawn],
+            figures=[(figure.caption, svg(figure.path)) for figure in drawn],
             samples=[(name, samples_of(members)) for name, members in grouped(cells, regime_name)],
             audit=audited,
             audit_classes=CLASSES,
@@ -71,10 +117,37 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
             audit_command=shlex.join(["python", "experiments/audit.py", *arguments_of(cfg)]),
             published=all_published(),
             paper=paper,
+            settings=settings_of(cells),
+            commands=commands_of(study, cells, cfg),
         )
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
     return f"{path.read_text(encoding='utf-8')}\n{path}"
+
+
+CURVE = "Test accuracy of the last checkpoint against what the study goes over."
+
+
+@dataclass(frozen=True)
+class Part:
+    """A table of the report."""
+
+    title: str
+    columns: Sequence[tables.Column[Any]]
+    rows: Sequence[Any]
+    legend: Sequence[str]
+    without: str = "No run is complete."
+
+
+def commands_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[tuple[str, str]]:
+    """What to type for the study, for one of its runs, and for this report: (what it does, the command)."""
+    return [
+        ("the whole study, set-up included", f"make reproduce STUDY={cfg.study} SCALE={cfg.scale}"),
+        ("the same, with every setting", command(cfg)),
+        ("one run of it", shlex.join(["python", "-m", "pspo.train", *cells[0].overrides])),
+        ("tables and this report again, from what has been run", f"make report STUDY={cfg.study}"),
+        ("the formal results", "make theory"),
+    ]
 
 
 def header_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> dict[str, str]:
@@ -113,7 +186,7 @@ def svg(path: Path) -> str:
 
 
 def samples_of(cells: Sequence[Cell]) -> list[Sample]:
-    """Problems that some methods got right and some wrong, from the first seed with two methods complete."""
+    """Of the first seed with two methods complete: problems on which methods differ, then all wrong, all right."""
     for _, of_seed in grouped([cell for cell in cells if cell.complete], lambda cell: cell.seed):
         if len(of_seed) < 2:
             continue
@@ -122,9 +195,15 @@ def samples_of(cells: Sequence[Cell]) -> list[Sample]:
             answers = {"before RL": read_graded(of_seed[0].start_evaluation), **answers}
         first = next(iter(answers.values()))
         shared = [one for one in first if all(one in graded for graded in answers.values())]
-        rows = [[graded[one] for graded in answers.values()] for one in shared]
-        mixed = [row for row in rows if len({graded.correct for graded in row}) == 2]
-        chosen = [Sample(row[0].id, None, row[0].gold, list(zip(answers, row, strict=True))) for row in mixed[:SAMPLES]]
+        kinds: dict[str, list[list[Graded]]] = {kind: [] for kind in SAMPLES}
+        for one in shared:
+            row = [graded[one] for graded in answers.values()]
+            right = {graded.correct for name, graded in zip(answers, row, strict=True) if name != "before RL"}
+            kinds["told apart" if len(right) == 2 else "all right" if True in right else "all wrong"].append(row)
+        some = [row for kind, most in SAMPLES.items() for row in kinds[kind][:most]]
+        chosen = [
+            Sample(row[0].id, row[0].level, None, row[0].gold, list(zip(answers, row, strict=True))) for row in some
+        ]
         return with_questions(chosen, of_seed[0])
     return []
 
@@ -135,7 +214,4 @@ def with_questions(samples: Sequence[Sample], cell: Cell) -> list[Sample]:
     made = {}
     if isinstance(data, WordProblems):
         made = {one.problem.id: one.problem.question for one in examples(data, "test", data.test)}
-    return [
-        Sample(sample.id, made.get(sample.id, sample.written[-1][1].question), sample.gold, sample.written)
-        for sample in samples
-    ]
+    return [replace(sample, question=made.get(sample.id, sample.written[-1][1].question)) for sample in samples]

@@ -60,6 +60,18 @@ def read_graded(path: Path) -> dict[str, Graded]:
     return graded
 
 
+def read_shares(path: Path) -> dict[str, float]:
+    """Problem id -> share of its completions that are right. Raises PspoError for a file that is not whole."""
+    shares: dict[str, float] = {}
+    for number, line in enumerate(read_jsonl(path), start=1):
+        try:
+            right = [bool(completion["correct"]) for completion in line["completions"]]
+            shares[line["id"]] = sum(right) / len(right)
+        except (KeyError, ZeroDivisionError) as error:
+            raise PspoError(f"{path}, line {number}: no {error} there; evaluate again, or remove the file") from error
+    return shares
+
+
 def read_metrics(run_dir: Path) -> Metrics:
     """The metrics of a run, steps in order. A step written twice has its later values."""
     steps: dict[int, Mapping[str, float | None]] = {}

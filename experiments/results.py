@@ -5,22 +5,25 @@ Reads run directories through records.py, turns them into estimates with interva
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from statistics import fmean as mean
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from benchmarking import evaluated
 from pspo.config import StudyConfig
 from pspo.data.wordproblems import arithmetic_holds, equations, style_of
 from pspo.errors import PspoError
 from pspo.intervals import Bounds, Estimate, estimate, wilson
-from records import NOT_GRADED, Graded, read_graded
-from significance import Tests, corrected, interquartile_mean, paired
+from records import NOT_GRADED, Graded, read_graded, read_shares
+from significance import LEVEL, Tests, corrected, detectable, interquartile_mean, paired
 from studies import Cell, Study
 
 PUBLISHED = Path(__file__).resolve().parent / "published.yaml"
@@ -86,6 +89,11 @@ class Row:
     def incomplete(self) -> bool:
         return self.done < self.planned
 
+    @property
+    def group(self) -> tuple[str, str, str | None]:
+        """What lines stand together for."""
+        return self.model, self.data, self.regime
+
 
 def rows_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Row]:
     """For each model and data set the starting policy, then each method in each regime, in the study's order."""
@@ -97,7 +105,7 @@ def rows_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Row]:
         rows.append(_start_row(place, start))
         for regime, of_regime in grouped(of_place, lambda cell: cell.regime):
             of_arm = dict(grouped(of_regime, lambda cell: cell.arm))
-            baseline = _by_seed(of_arm[study.baseline], "", read)
+            baseline = _by_seed(of_arm.get(study.baseline, []), "", read)
             for arm, members in of_arm.items():
                 last = _by_seed(members, "", read)
                 rows.append(
@@ -139,6 +147,13 @@ class Comparison:
     tests: Tests
     of_policies: float | None
     of_methods: float | None
+    detectable: float | None
+    """The smallest true difference that the corrected test of methods finds with probability 0.8, if seeds spread so:
+    at the level of the smallest of so many p-values, which is what Holm's correction asks of the first."""
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        return self.model, self.data, self.regime
 
 
 def comparisons_of(study: Study, cells: Sequence[Cell]) -> list[Comparison]:
@@ -147,10 +162,11 @@ def comparisons_of(study: Study, cells: Sequence[Cell]) -> list[Comparison]:
     found: list[tuple[tuple[str, str, str, str], NDArray[np.float64], NDArray[np.float64]]] = []
     for place, members in grouped(cells, lambda cell: (cell.model, cell.data, cell.regime)):
         of_arm = {arm: _by_seed(of_arm, "", read) for arm, of_arm in grouped(members, lambda cell: cell.arm)}
+        baseline = of_arm.get(study.baseline, {})
         for arm, ours in of_arm.items():
-            seeds = [seed for seed in ours if seed in of_arm[study.baseline]]
+            seeds = [seed for seed in ours if seed in baseline]
             if arm != study.baseline and seeds:
-                pair = correct_of([graded[seed] for graded in (ours, of_arm[study.baseline]) for seed in seeds])
+                pair = correct_of([graded[seed] for graded in (ours, baseline) for seed in seeds])
                 found.append(((*place, arm), pair[: len(seeds)], pair[len(seeds) :]))
     tests = [paired(ours_SN, theirs_SN) for _, ours_SN, theirs_SN in found]
     of_policies = corrected([test.of_policies for test in tests])
@@ -162,10 +178,97 @@ def comparisons_of(study: Study, cells: Sequence[Cell]) -> list[Comparison]:
         count, problems = ours_SN.shape
         comparisons.append(
             Comparison(
-                model, data, regime, arm, count, problems, value, middle, tests[k], of_policies[k], of_methods[k]
+                model,
+                data,
+                regime,
+                arm,
+                count,
+                problems,
+                value,
+                middle,
+                tests[k],
+                of_policies[k],
+                of_methods[k],
+                detectable(tests[k].spread, count, LEVEL / len(found)),
             )
         )
     return comparisons
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A policy on a benchmark of the study at one temperature: means over the seeds of an arm.
+
+    which     "last" or "best" checkpoint
+    pass_at   k -> chance that one of k completions is right (scores.pass_at_k)
+    majority  share of problems on which the most frequent answer is right
+    """
+
+    model: str
+    data: str
+    regime: str
+    arm: str
+    benchmark: str
+    which: str
+    temperature: float
+    done: int
+    planned: int
+    problems: int
+    samples: int
+    accuracy: Estimate
+    difference: Estimate | None
+    """To the baseline arm, on the seeds that both have."""
+    pass_at: dict[int, float]
+    majority: float
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        return self.model, self.data, self.regime, self.benchmark, self.which
+
+
+def asked_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Asked]:
+    """Every evaluation on the study's benchmarks that is there; [] where it lists none."""
+    rows: list[Asked] = []
+    for place, members in grouped(cells, lambda cell: (cell.model, cell.data, cell.regime)):
+        shares: dict[tuple[str, str, float], dict[str, dict[int, dict[str, float]]]] = {}
+        summaries: dict[tuple[str, str, float], dict[str, list[dict[str, Any]]]] = {}
+        for cell in members:
+            for one in evaluated(cell, study, cfg) if cell.complete else ():
+                key = (one.benchmark, one.which.lstrip(".") or "last", one.temperature)
+                shares.setdefault(key, {}).setdefault(cell.arm, {})[cell.seed] = read_shares(one.path)
+                summary = json.loads(one.path.with_suffix(".summary.json").read_text(encoding="utf-8"))
+                summaries.setdefault(key, {}).setdefault(cell.arm, []).append(summary["scores"])
+        for key, of_arm in sorted(shares.items()):
+            for arm, by_seed in of_arm.items():
+                scores = summaries[key][arm]
+                rows.append(
+                    Asked(
+                        *place,
+                        arm,
+                        *key,
+                        done=len(by_seed),
+                        planned=sum(cell.arm == arm for cell in members),
+                        problems=scores[0]["problems"],
+                        samples=scores[0]["samples"],
+                        accuracy=estimate(aligned(by_seed.values())),
+                        difference=None
+                        if arm == study.baseline
+                        else _difference_of_shares(by_seed, of_arm.get(study.baseline, {})),
+                        pass_at={int(k): mean([one["pass_at"][k] for one in scores]) for k in scores[0]["pass_at"]},
+                        majority=mean([one["majority"] for one in scores]),
+                    )
+                )
+    return rows
+
+
+def _difference_of_shares(
+    ours: Mapping[int, Mapping[str, float]], theirs: Mapping[int, Mapping[str, float]]
+) -> Estimate | None:
+    seeds = [seed for seed in ours if seed in theirs]
+    if not seeds:
+        return None
+    both = aligned([shares[seed] for shares in (ours, theirs) for seed in seeds])
+    return estimate(both[: len(seeds)] - both[len(seeds) :])
 
 
 def _start_row(place: tuple[str, str], start: Answers | None) -> Row:
@@ -211,15 +314,20 @@ def difference(ours: Mapping[int, Answers], theirs: Mapping[int, Answers]) -> Es
 
 def correct_of(runs: Iterable[Answers]) -> NDArray[np.float64]:
     """Right (1) or not (0) [runs, N], columns in one order; raises PspoError where the problems are not the same."""
+    return aligned([{one: float(graded.correct) for one, graded in answers.items()} for answers in runs])
+
+
+def aligned(runs: Iterable[Mapping[str, float]]) -> NDArray[np.float64]:
+    """Values by problem [runs, N], columns in one order; raises PspoError where the problems are not the same."""
     every = list(runs)
     ids = list(every[0])
-    for answers in every[1:]:
-        if answers.keys() != every[0].keys():
+    for values in every[1:]:
+        if values.keys() != every[0].keys():
             raise PspoError(
-                f"runs of one comparison were graded on different problems ({len(ids)} and {len(answers)}); "
+                f"runs of one comparison were graded on different problems ({len(ids)} and {len(values)}); "
                 "remove those that are out of date and run the study again"
             )
-    return np.array([[answers[one].correct for one in ids] for answers in every], dtype=np.float64)
+    return np.array([[values[one] for one in ids] for values in every], dtype=np.float64)
 
 
 def texts_of(graded: Sequence[Graded], data: str) -> Texts | None:

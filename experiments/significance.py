@@ -3,10 +3,11 @@
 Axes as in pspo.intervals: S seeds, N problems; right (1) or not (0) [S, N] of two arms, rows and columns alike. There
 are two questions, and no test answers both:
 
-    these policies   McNemar's exact test: of the problems on which the two policies of a seed differ, does each fall
-                     either way with probability 1/2? Seeds are its strata: their discordant problems add up to one
-                     binomial (the exact Mantel-Haenszel test). Sharp with many problems, and the luck of a seed counts
-                     as the method's.
+    these policies   McNemar's exact test seed by seed: of the problems on which the two policies differ, does each fall
+                     either way with probability 1/2? Seeds are asked the same problems, so they are combined problem by
+                     problem: the differences of all seeds add up, and it is the sign of that sum that falls either way
+                     (an exact sign-flip test; for one seed McNemar's). Sharp with many problems, and the luck of a seed
+                     counts as the method's.
     these methods    Student's t on the S differences: would other seeds say the same?
 
 numpy, scipy and statsmodels only; never torch.
@@ -39,16 +40,15 @@ class Discordant:
 class Tests:
     """p-values are two-sided.
 
-    of_policies   of all seeds' discordant problems together
+    of_policies   of all seeds together
     of_methods    of the differences per seed; None for one seed, or where all seeds say the same to the last problem
-    detectable    the smallest true difference that the test of methods finds with probability POWER, taking the spread
-                  over seeds for what these seeds show; None for one seed. Below it "no difference" means too few seeds
+    spread        standard deviation of the differences per seed, a share; None where of_methods is
     """
 
     by_seed: tuple[Discordant, ...]
     of_policies: float
     of_methods: float | None
-    detectable: float | None
+    spread: float | None
 
 
 def paired(ours: ArrayLike, theirs: ArrayLike) -> Tests:
@@ -57,12 +57,13 @@ def paired(ours: ArrayLike, theirs: ArrayLike) -> Tests:
     if x_SN.ndim != 2 or not x_SN.size or x_SN.shape != y_SN.shape:
         raise ValueError(f"expected two arrays [S, N] alike, got shapes {x_SN.shape} and {y_SN.shape}")
     ours_S, theirs_S = (x_SN & ~y_SN).sum(axis=1), (~x_SN & y_SN).sum(axis=1)
-    difference_S = (ours_S - theirs_S) / x_SN.shape[1]
+    difference_S = ours_S - theirs_S  # problems: whole numbers, so that no spread is none at all
+    spread = float(difference_S.std(ddof=1)) / x_SN.shape[1] if len(difference_S) > 1 and np.ptp(difference_S) else None
     return Tests(
         by_seed=tuple(Discordant(int(a), int(b), fair(int(a), int(b))) for a, b in zip(ours_S, theirs_S, strict=True)),
-        of_policies=fair(int(ours_S.sum()), int(theirs_S.sum())),
-        of_methods=of_mean(difference_S),
-        detectable=detectable(difference_S),
+        of_policies=sign_flip((x_SN.astype(int) - y_SN).sum(axis=0)),
+        of_methods=None if spread is None else float(stats.ttest_1samp(difference_S, 0.0).pvalue),
+        spread=spread,
     )
 
 
@@ -71,18 +72,25 @@ def fair(ours: int, theirs: int) -> float:
     return float(stats.binomtest(ours, ours + theirs).pvalue) if ours + theirs else 1.0
 
 
-def of_mean(difference_S: NDArray[np.float64]) -> float | None:
-    """Student's t: p of a mean of 0. None where there is no spread to hold it against."""
-    if len(difference_S) < 2 or not difference_S.std():
-        return None
-    return float(stats.ttest_1samp(difference_S, 0.0).pvalue)
+def sign_flip(sums: ArrayLike) -> float:
+    """Two-sided exact p of a total as far from 0 as that of the whole numbers `sums`, where either sign of each is as
+    likely; 1 where all are 0."""
+    sizes = np.abs(np.asarray(sums))
+    chances: NDArray[np.float64] = np.ones(1)  # of totals -m, ..., m
+    for size, count in zip(*np.unique(sizes[sizes > 0], return_counts=True), strict=True):
+        ways = np.zeros(2 * size * count + 1)
+        ways[:: 2 * size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.asarray(np.convolve(chances, ways), dtype=np.float64)
+    totals = np.abs(np.arange(len(chances)) - len(chances) // 2)
+    return float(min(1.0, chances[totals >= abs(int(np.sum(sums)))].sum()))
 
 
-def detectable(difference_S: NDArray[np.float64], level: float = LEVEL, power: float = POWER) -> float | None:
-    if len(difference_S) < 2:
+def detectable(spread: float | None, seeds: int, level: float = LEVEL, power: float = POWER) -> float | None:
+    """The smallest true difference that the test of methods finds with probability `power` at `level`, for seeds that
+    spread so. None where the spread is not known. Below it "no difference" means too few seeds."""
+    if spread is None:
         return None
-    effect = TTestPower().solve_power(nobs=len(difference_S), alpha=level, power=power, alternative="two-sided")
-    return float(effect * difference_S.std(ddof=1))
+    return spread * float(TTestPower().solve_power(nobs=seeds, alpha=level, power=power, alternative="two-sided"))
 
 
 def corrected(p_values: Sequence[float | None]) -> list[float | None]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -27,19 +27,60 @@ Overrides = tuple[str, ...]
 Choices = Annotated[dict[str, Overrides], Field(min_length=1)]
 
 
-@dataclass(frozen=True)
-class Also:
-    """Overrides for the cells that match every name given here; a name left out matches all."""
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """The cells that have every name given here; a name left out matches all."""
 
     __pydantic_config__ = FORBID
-    overrides: Overrides
     arm: str | None = None
     model: str | None = None
     data: str | None = None
     regime: str | None = None
 
+    def matches(self, names: Mapping[str, str]) -> bool:
+        return all(getattr(self, kind) in (None, name) for kind, name in names.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Also(Where):
+    """Overrides for some cells."""
+
+    overrides: Overrides
+
     def __post_init__(self) -> None:
         check_overrides("also.overrides", self.overrides)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A number of the training config that a study goes over, and what a reader of its figure calls it."""
+
+    __pydantic_config__ = FORBID
+    setting: str
+    label: str
+
+    def value(self, cfg: TrainConfig) -> float:
+        """Raises ConfigError where a run has no such number."""
+        found: Any = cfg
+        for part in self.setting.split("."):
+            found = getattr(found, part, None)
+        if isinstance(found, bool) or not isinstance(found, int | float):
+            raise ConfigError("curve.setting", self.setting, "must be a number of every run's config")
+        return float(found)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy against a setting: a line an arm, or one for all where each arm is one value; a panel for each value of
+    `panel`, or for each regime."""
+
+    __pydantic_config__ = FORBID
+    x: Axis
+    panel: Axis | None = None
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        return (self.x,) if self.panel is None else (self.x, self.panel)
 
 
 @dataclass(frozen=True)
@@ -54,6 +95,8 @@ class Scale:
     """For every cell."""
     also: tuple[Also, ...] = ()
     """Applied last, in order."""
+    skip: tuple[Where, ...] = ()
+    """Combinations that are no runs of the study."""
     benchmarks: dict[str, Overrides] = field(default_factory=dict)
     """What the trained policies are evaluated on besides their own test part: settings of eval/evaluate.py."""
 
@@ -65,11 +108,12 @@ class Scale:
         for name in self.benchmarks:
             if not re.fullmatch(r"[\w-]+", name):
                 raise ConfigError("benchmarks", repr(name), "it names a file: letters, digits, _ and - only")
-        for also in self.also:
-            for kind, group in (("model", "models"), ("data", "data"), ("regime", "regimes")):
-                name = getattr(also, kind)
-                if name is not None and name not in getattr(self, group):
-                    raise ConfigError(f"also.{kind}", name, f"must be one of {', '.join(getattr(self, group))}")
+        for what, some in (("also", self.also), ("skip", self.skip)):
+            for where in some:
+                for kind, group in (("model", "models"), ("data", "data"), ("regime", "regimes")):
+                    name = getattr(where, kind)
+                    if name is not None and name not in getattr(self, group):
+                        raise ConfigError(f"{what}.{kind}", name, f"must be one of {', '.join(getattr(self, group))}")
 
 
 @dataclass(frozen=True)
@@ -84,6 +128,7 @@ class Study:
     arms: Choices
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     scales: Annotated[dict[Literal["cpu", "paper"], Scale], Field(min_length=1)]
+    curve: Curve | None = None
 
     def __post_init__(self) -> None:
         if self.baseline not in self.arms:
@@ -93,9 +138,10 @@ class Study:
         for name, overrides in self.arms.items():
             check_overrides(f"arms.{name}", overrides)
         for scale in self.scales.values():
-            for also in scale.also:
-                if also.arm is not None and also.arm not in self.arms:
-                    raise ConfigError("also.arm", also.arm, f"must be one of {', '.join(self.arms)}")
+            for what, some in (("also", scale.also), ("skip", scale.skip)):
+                for where in some:
+                    if where.arm is not None and where.arm not in self.arms:
+                        raise ConfigError(f"{what}.arm", where.arm, f"must be one of {', '.join(self.arms)}")
 
 
 @dataclass(frozen=True)
@@ -170,6 +216,9 @@ def cells_of(study: Study, cfg: StudyConfig) -> list[Cell]:
     composed = [compose("train", TrainConfig, overrides) for *_, overrides in grid]  # 0.2 s each, so not once a seed
     cells: list[Cell] = []
     runs: dict[Path, Cell] = {}
+    for base in composed:
+        for axis in study.curve.axes if study.curve else ():
+            axis.value(base)
     for seed in study.seeds:
         for (arm, model, data, regime, overrides), base in zip(grid, composed, strict=True):
             whole = (*overrides, f"seed={seed}")
@@ -182,7 +231,7 @@ def cells_of(study: Study, cfg: StudyConfig) -> list[Cell]:
 
 
 def _grid(study: Study, scale: Scale, cfg: StudyConfig) -> Iterator[tuple[str, str, str, str, Overrides]]:
-    """(arm, model, data, regime, overrides without the seed) of every combination."""
+    """(arm, model, data, regime, overrides without the seed) of every combination that is not skipped."""
     where = (
         override("runs", cfg.runs),
         override("models", cfg.models),
@@ -196,12 +245,9 @@ def _grid(study: Study, scale: Scale, cfg: StudyConfig) -> Iterator[tuple[str, s
             for regime, of_regime in scale.regimes.items():
                 for arm, of_arm in study.arms.items():
                     names = {"arm": arm, "model": model, "data": data, "regime": regime}
-                    also = [
-                        text
-                        for rule in scale.also
-                        if all(getattr(rule, kind) in (None, name) for kind, name in names.items())
-                        for text in rule.overrides
-                    ]
+                    if any(where.matches(names) for where in scale.skip):
+                        continue
+                    also = [text for rule in scale.also if rule.matches(names) for text in rule.overrides]
                     chosen = (*of_model, *of_data, *of_regime, *of_arm)
                     overrides = (f"scale={cfg.scale}", *where, *chosen, *scale.overrides, *also, *cfg.overrides)
                     yield arm, model, data, regime, overrides
@@ -213,7 +259,7 @@ def override(key: str, value: str) -> str:
     >>> override("runs", "/scratch/my runs"), override("runs", "runs")
     ("runs='/scratch/my runs'", 'runs=runs')
     """
-    plain = re.fullmatch(r"[A-Za-z/.][A-Za-z0-9_./-]*", value) and value.lower() not in WORDS
+    plain = re.fullmatch(r"(?:[A-Za-z/]|\.(?![0-9]))[A-Za-z0-9_./-]*", value) and value.lower() not in WORDS
     return f"{key}={value if plain else quoted_value(value)}"
 
 

@@ -1,4 +1,4 @@
-"""Rows of results (results.py) as Markdown, CSV, LaTeX (booktabs) and JSON. Formats, and computes nothing."""
+"""Results (results.py) and verdicts as Markdown, CSV, LaTeX (booktabs) and JSON. Formats, and computes nothing."""
 
 from __future__ import annotations
 
@@ -8,16 +8,30 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from pspo.intervals import Bounds, Estimate
 from records import NOT_GRADED
-from results import Comparison, Row
+from results import Asked, Comparison, Row
+from verdicts import Finding, Verdict
 
 NONE = "-"
 
 
-R = TypeVar("R", bound=Row | Comparison)
+@dataclass(frozen=True)
+class Line:
+    """A finding of a verdict, as the table of verdicts has it: the claim stands with its first."""
+
+    verdict: Verdict
+    finding: Finding
+    first: bool
+
+    @property
+    def group(self) -> str:
+        return self.verdict.claim.id
+
+
+R = TypeVar("R", bound=Row | Comparison | Asked | Line)
 
 
 @dataclass(frozen=True)
@@ -70,18 +84,98 @@ def comparison_columns(comparisons: Sequence[Comparison], baseline: str) -> list
         Column("right in it alone / in the other alone", discordant),
         Column("p, these policies", lambda one: probability(one.of_policies)),
         Column("p, these methods", lambda one: probability(one.of_methods)),
-        Column("detectable, points", lambda one: points(one.tests.detectable).lstrip("+")),
+        Column("detectable, points", lambda one: points(one.detectable).lstrip("+")),
     ]
+
+
+def asked_columns(rows: Sequence[Asked], baseline: str) -> list[Column[Asked]]:
+    chosen: list[Column[Asked]] = []
+    if len({(row.model, row.data) for row in rows}) > 1:
+        chosen += [Column("model", lambda row: row.model), Column("trained on", lambda row: row.data)]
+    chosen += [
+        Column("regime", lambda row: row.regime),
+        Column("method", lambda row: row.arm),
+        Column("benchmark", lambda row: row.benchmark),
+        Column("checkpoint", lambda row: row.which),
+        Column("T", lambda row: f"{row.temperature:g}"),
+        Column("accuracy, %", lambda row: level(row.accuracy)),
+        Column(f"minus {baseline}, points", lambda row: change(row.difference)),
+    ]
+    if most := max((row.samples for row in rows), default=1) > 1 and max(row.samples for row in rows):
+        chosen += [
+            Column(f"pass@{most}, %", lambda row: percent(row.pass_at.get(most))),
+            Column("majority, %", lambda row: percent(row.majority if row.samples > 1 else None)),
+        ]
+    return [
+        *chosen,
+        Column("problems", lambda row: str(row.problems)),
+        Column("runs", lambda row: runs_of(row.done, row.planned)),
+    ]
+
+
+def asked_legend(baseline: str) -> list[str]:
+    return [
+        "Evaluations on the study's benchmarks (eval/evaluate.py). Accuracy: mean over problems of the share of right "
+        "completions, mean over seeds; intervals as above. Pass@k: chance that one of k completions is right. "
+        f"Majority: the most frequent answer is right. Minus {baseline}: paired, on the same seeds and problems.",
+    ]
+
+
+VERDICT_COLUMNS: list[Column[Line]] = [
+    Column("claim", lambda line: line.verdict.claim.statement if line.first else ""),
+    Column("of", lambda line: line.verdict.claim.source if line.first else ""),
+    Column("verdict", lambda line: verdict_text(line.verdict) if line.first else ""),
+    Column("where", lambda line: line.finding.where or NONE),
+    Column("there", lambda line: line.finding.outcome),
+    Column("difference, points", lambda line: found(line.finding)),
+    Column("margin, points", lambda line: margin(line.verdict)),
+    Column("seeds", lambda line: f"{line.finding.seeds} of {line.finding.planned}" if line.finding.planned else NONE),
+]
+
+
+def verdict_lines(verdicts: Sequence[Verdict]) -> list[Line]:
+    return [Line(verdict, one, k == 0) for verdict in verdicts for k, one in enumerate(verdict.findings)]
+
+
+def verdict_legend(verdicts: Sequence[Verdict]) -> list[str]:
+    decided = " and ".join(sorted({verdict.decided for verdict in verdicts}))
+    return [
+        f"Each claim with the test that decides it, as written down on {decided}, before the runs "
+        "(experiments/claims.yaml). Reproduced: the interval of the difference says so; not reproduced: a difference "
+        "as large as the margin is ruled out, or the opposite is shown; underpowered: neither, the seeds are too few. "
+        "Intervals are Student's t over seeds, at 95% for all comparisons of a study together (Bonferroni).",
+    ]
+
+
+def margin(verdict: Verdict) -> str:
+    points: float | None = getattr(verdict.claim.test, "margin", None)
+    return NONE if points is None else f"{points:g}"
+
+
+def verdict_text(verdict: Verdict) -> str:
+    return verdict.outcome + (" (incomplete)" if verdict.incomplete else "")
+
+
+def found(finding: Finding) -> str:
+    """
+    >>> found(Finding("stress", "underpowered", 1.25, (-3.0, 5.5), 5, 5)), found(Finding("", "not run"))
+    ('+1.2 [-3.0, +5.5]', '-')
+    """
+    if finding.value is None:
+        return finding.note or NONE
+    pair = finding.interval
+    return f"{finding.value:+.1f} " + (f"[{pair[0]:+.1f}, {pair[1]:+.1f}]" if pair else "[one seed]")
 
 
 def comparison_legend(baseline: str) -> list[str]:
     return [
         f"Each method beside {baseline}, on the same seeds and problems, last checkpoint, T=0. p-values are two-sided "
-        "and corrected (Holm) for the number of lines. These policies: McNemar's exact test, all seeds' discordant "
-        "problems together; it is sharp with many problems, and the luck of a seed counts as the method's.",
+        "and corrected (Holm) for the number of lines. These policies: exact sign-flip test over problems, the "
+        "differences of all seeds on a problem together (for one seed McNemar's exact test); it is sharp with many "
+        "problems, and the luck of a seed counts as the method's.",
         "These methods: Student's t on the differences per seed: would other seeds say the same? Detectable: the "
-        "smallest true difference that this test finds with probability 0.8, if seeds spread as these do; where the "
-        "difference seen is smaller and p large, the seeds are too few to tell, and nothing is shown to be equal.",
+        "smallest true difference that this corrected test finds with probability 0.8, if seeds spread as these do; "
+        "where the difference seen is smaller and p large, the seeds are too few to tell: nothing is shown equal.",
     ]
 
 
@@ -159,7 +253,11 @@ def percent(share: float | None) -> str:
 def runs(row: Row) -> str:
     if row.arm is None:
         return NONE
-    return f"{row.done} of {row.planned}{', incomplete' if row.incomplete else ''}"
+    return runs_of(row.done, row.planned)
+
+
+def runs_of(done: int, planned: int) -> str:
+    return f"{done} of {planned}{', incomplete' if done < planned else ''}"
 
 
 def published(row: Row) -> str:
@@ -185,7 +283,7 @@ def tex(header: Mapping[str, str], chosen: Sequence[Column[R]], rows: Sequence[R
     lines += [rf"\begin{{tabular}}{{{'l' * len(chosen)}}}", r"\toprule"]
     lines += [" & ".join(escape(column.title) for column in chosen) + r" \\", r"\midrule"]
     for above, row in zip([None, *rows], rows, strict=False):
-        if above is not None and (above.model, above.data, above.regime) != (row.model, row.data, row.regime):
+        if above is not None and above.group != row.group:
             lines.append(r"\midrule")
         lines.append(" & ".join(escape(column.text(row)) for column in chosen) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
@@ -244,35 +342,75 @@ def flat(row: Row) -> dict[str, object]:
 def flat_comparison(one: Comparison) -> dict[str, object]:
     found = {name: value for name, value in asdict(one).items() if name != "tests"}
     uncorrected = {f"{name}_uncorrected": getattr(one.tests, name) for name in ("of_policies", "of_methods")}
-    return found | uncorrected | {"detectable": one.tests.detectable}
+    return found | uncorrected
 
 
-def write(
-    folder: Path,
-    header: Mapping[str, str],
-    rows: Sequence[Row],
-    comparisons: Sequence[Comparison],
-    baseline: str,
-    paper: bool,
-) -> Path:
-    """Writes table_main.{md,csv,tex,json} into a folder, and table_comparisons.{csv,tex} where there are any, which the
-    Markdown and JSON ones hold as well; returns the path of the Markdown one."""
+def flat_asked(row: Asked) -> dict[str, object]:
+    place, asked = ("model", "data", "regime", "arm"), ("benchmark", "which", "temperature", "problems", "samples")
+    found: dict[str, object] = {name: getattr(row, name) for name in (*place, *asked, "done", "planned")}
+    for name in ("accuracy", "difference"):
+        estimate: Estimate | None = getattr(row, name)
+        found[name] = estimate.value if estimate else None
+        for kind in ("over_seeds", "over_both"):
+            found[f"{name}_{kind}_low"], found[f"{name}_{kind}_high"] = getattr(estimate, kind, None) or (None, None)
+    return {**found, "pass_at_most": row.pass_at[row.samples], "majority": row.majority}
+
+
+def flat_line(line: Line) -> dict[str, object]:
+    claim, one = line.verdict.claim, line.finding
+    low, high = one.interval or (None, None)
+    return {
+        "claim": claim.id,
+        "by": claim.by,
+        "verdict": line.verdict.outcome,
+        "where": one.where,
+        "there": one.outcome,
+        "difference_points": one.value,
+        "low": low,
+        "high": high,
+        "seeds": one.seeds,
+        "planned": one.planned,
+        "note": one.note,
+    }
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a study's tables are made from. `verdicts`: of this study's claims, and of the formal results."""
+
+    rows: Sequence[Row]
+    comparisons: Sequence[Comparison]
+    asked: Sequence[Asked]
+    verdicts: Sequence[Verdict]
+
+
+def write(folder: Path, header: Mapping[str, str], made: Contents, baseline: str, paper: bool) -> Path:
+    """Writes table_main.{md,csv,tex,json} into a folder, and {comparisons,benchmarks,verdicts}.{csv,tex} of what there
+    is, which the Markdown and JSON ones hold as well; returns the path of the Markdown one."""
     folder.mkdir(parents=True, exist_ok=True)
-    main, notes = columns(rows, baseline, paper), legend(baseline)
-    beside, beside_notes = comparison_columns(comparisons, baseline), comparison_legend(baseline)
-    record = {"header": dict(header), "baseline": baseline} | {
-        name: [asdict(row) for row in part] for name, part in (("rows", rows), ("comparisons", comparisons))
+    lines = [*(f"- {name}: {value}" for name, value in header.items()), ""]
+    parts = {
+        "main": (columns(made.rows, baseline, paper), made.rows, legend(baseline), flat),
+        "comparisons": (
+            comparison_columns(made.comparisons, baseline),
+            made.comparisons,
+            comparison_legend(baseline),
+            flat_comparison,
+        ),
+        "benchmarks": (asked_columns(made.asked, baseline), made.asked, asked_legend(baseline), flat_asked),
+        "verdicts": (VERDICT_COLUMNS, verdict_lines(made.verdicts), verdict_legend(made.verdicts), flat_line),
     }
-    lines = [*(f"- {name}: {value}" for name, value in header.items()), "", *markdown(main, rows, notes)]
-    texts = {
-        "main.csv": comma_separated([flat(row) for row in rows]),
-        "main.tex": tex(header, main, rows, notes),
-        "main.json": json.dumps(record, indent=1) + "\n",
-    }
-    if comparisons:
-        lines += ["", *markdown(beside, comparisons, beside_notes)]
-        texts["comparisons.csv"] = comma_separated([flat_comparison(one) for one in comparisons])
-        texts["comparisons.tex"] = tex(header, beside, comparisons, beside_notes)
-    for name, text in {**texts, "main.md": "\n".join(lines) + "\n"}.items():
+    record: dict[str, object] = {"header": dict(header), "baseline": baseline}
+    texts: dict[str, str] = {}
+    for name, part in parts.items():
+        chosen, rows, notes, as_dict = cast("tuple[Any, Sequence[Any], list[str], Callable[[Any], Any]]", part)
+        record["rows" if name == "main" else name] = [asdict(row) for row in rows]
+        if rows:
+            lines += [*([] if name == "main" else [""]), *markdown(chosen, rows, notes)]
+            texts[f"{name}.csv"] = comma_separated([as_dict(row) for row in rows])
+            texts[f"{name}.tex"] = tex(header, chosen, rows, notes)
+    texts["main.json"] = json.dumps(record, indent=1, default=str) + "\n"
+    texts["main.md"] = "\n".join(lines) + "\n"
+    for name, text in texts.items():
         (folder / f"table_{name}").write_text(text, encoding="utf-8")
     return folder / "table_main.md"

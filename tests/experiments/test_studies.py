@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,15 +26,16 @@ def test_every_study_composes_at_each_of_its_scales(name: str, study_config: Cal
         assert {(cell.arm, cell.seed) for cell in cells} == {(arm, seed) for arm in study.arms for seed in study.seeds}
 
 
-def test_main_is_four_methods_in_two_regimes_over_three_seeds(study_config: Callable[..., StudyConfig]) -> None:
+def test_main_is_four_methods_in_two_regimes_over_five_seeds(study_config: Callable[..., StudyConfig]) -> None:
     with CpuTime() as took:
         cells = cells_of(load_study("main"), study_config("study=main"))
     assert took.seconds < 6
-    assert len(cells) == 4 * 2 * 3
+    assert len(cells) == (4 * 2 + 1) * 5
     assert {cell.cfg.surrogate.name for cell in cells} == {"no_clip", "clip", "sigmoid", "pspo"}
     # Nothing but the surrogate differs between the methods of a regime and seed.
     for cell in cells:
-        assert cell.cfg.learner == next(c for c in cells if c.regime == cell.regime).cfg.learner
+        like = next(c for c in cells if c.regime == cell.regime).cfg.learner
+        assert cell.cfg.learner == (replace(like, passes=1) if cell.arm == "no_clip, one pass" else like)
         assert (cell.cfg.regime, cell.cfg.seed) == (cell.regime, cell.seed)
     assert len({cell.start_dir for cell in cells}) == 1
 
@@ -46,14 +48,25 @@ def test_a_cells_command_line_makes_that_cells_run(smoke: tuple[StudyConfig, lis
 
 def test_the_paper_scale_gives_no_clip_its_own_settings(paper: tuple[StudyConfig, list[Cell]]) -> None:
     _, cells = paper
-    assert len(cells) == 4 * 3 * 2 * 3
+    assert len(cells) == 5 * 3 * 2 * 5
     learners = {cell.arm: cell.cfg.learner for cell in cells if cell.model == "qwen2_5_0_5b"}
-    assert [(learners[arm].lr, learners[arm].passes) for arm in ("no_clip", "clip", "pspo")] == [
+    assert [(learners[arm].lr, learners[arm].passes) for arm in ("no_clip, one pass", "clip", "pspo")] == [
         (1e-6, 1),
         (1e-6, 2),
         (5e-7, 2),
     ]
     assert {cell.cfg.prompt.style for cell in cells if cell.data == "math"} == {"math"}
+
+
+def test_what_a_study_skips_is_no_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study_config: Callable[..., StudyConfig]
+) -> None:
+    more = "[experiment=gentle], stress: [experiment=stress]}\n    skip: [{arm: b, regime: gentle}]"
+    text = GOOD.replace("[experiment=gentle]}", more)
+    (tmp_path / "some.yaml").write_text(text)
+    monkeypatch.setattr(studies, "STUDIES", tmp_path)
+    cells = cells_of(load_study("some"), study_config("study=some"))
+    assert [(cell.arm, cell.regime) for cell in cells] == [("a", "gentle"), ("a", "stress"), ("b", "stress")]
 
 
 GOOD = """
@@ -88,6 +101,13 @@ scales:
             "[experiment=gentle]}\n    also: [{arm: c, overrides: []}]",
             r"also.arm=c: must be one of a, b",
         ),
+        (
+            "[experiment=gentle]}",
+            "[experiment=gentle]}\n    skip: [{regime: stress}]",
+            r"skip.regime=stress: must be one of gentle",
+        ),
+        ("seeds: [0]", "seeds: [0]\ncurve: {x: {setting: surrogate.name, label: x}}", r"curve.setting=surrogate.name"),
+        ("seeds: [0]", "seeds: [0]\ncurve: {x: {setting: learner.nope, label: x}}", r"curve.setting=learner.nope"),
         ("title: t", "title: [", r"not YAML"),
     ],
 )
@@ -108,7 +128,7 @@ def test_a_mistake_in_a_study_is_one_line_that_names_it(
 
 
 def test_an_unknown_study_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"study=mian: must be one of alpha, main, smoke"):
+    with pytest.raises(ConfigError, match=r"study=mian: must be one of alpha, controls, edge, epsilon"):
         load_study("mian")
 
 
@@ -140,6 +160,9 @@ def test_paths_that_hydra_would_misread_are_quoted(study_config: Callable[..., S
         "{x}",
         "%j",
         "a\nb",
+        ".5",
+        ".5e3",
+        ".runs",
     ],
 )
 def test_any_name_reaches_a_program_as_it_is(study_config: Callable[..., StudyConfig], name: str) -> None:

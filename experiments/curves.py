@@ -1,0 +1,97 @@
+"""Accuracy against what a study goes over (its `curve`): alpha, epsilon, tau, mu, learning rate. Never torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from figures import COLOURS, DASHES, legend, plt, save
+from records import read_graded
+from results import Row, grouped
+from studies import Cell, Curve, Study
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKERS = ("s", "o", "^", "D", "v", "P", "X", "*")
+
+
+def draw(folder: Path, study: Study, cells: Sequence[Cell], rows: Sequence[Row]) -> list[Path]:
+    """accuracy.{svg,png}, one for each model and data set with complete runs; returns the SVG files."""
+    curve, written = study.curve, list[Path]()
+    if curve is None:
+        return written
+    folder.mkdir(parents=True, exist_ok=True)
+    for (model, data), complete in grouped([cell for cell in cells if cell.complete], lambda c: (c.model, c.data)):
+        here = [row for row in rows if (row.model, row.data) == (model, data)]
+        panels = panels_of(curve, complete)
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(4.8 * len(panels) + 0.4, 3.8), squeeze=False, sharey=True, layout="constrained"
+        )
+        for panel, (title, members) in zip(axes[0], panels, strict=True):
+            draw_panel(panel, curve, list(study.arms), members, here)
+            panel.set_title(title)
+        axes[0][0].set_ylabel("test accuracy, T=0 (%)")
+        legend(figure, axes[0], loc="outside lower center", ncols=3)
+        suffix = "" if len({(cell.model, cell.data) for cell in cells}) == 1 else f"_{model}_{data}"
+        written.append(save(figure, folder / f"accuracy{suffix}"))
+    return written
+
+
+def panels_of(curve: Curve, cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
+    """Title and cells of each panel: a value of curve.panel, or a regime, unless regimes are what x goes over."""
+    if curve.panel is not None:
+        axis = curve.panel
+        found = sorted(grouped(cells, lambda cell: axis.value(cell.cfg)))
+        return [(f"{axis.label} {value:g}", members) for value, members in found]
+    by_regime = grouped(cells, lambda cell: cell.regime)
+    if any(len({curve.x.value(cell.cfg) for cell in members}) > 1 for _, members in by_regime):
+        return by_regime
+    return [("", list(cells))]
+
+
+def draw_panel(panel: Axes, curve: Curve, arms: Sequence[str], cells: Sequence[Cell], rows: Sequence[Row]) -> None:
+    """The last checkpoint's mean over seeds with its interval over seeds, and the policy before RL.
+
+    A line an arm; where each arm is a single value, one line of them all with a dot for every seed. `rows`: those of
+    the table. Without two complete seeds a value has no interval.
+    """
+    values = sorted({curve.x.value(cell.cfg) for cell in cells})
+    by_arm = grouped(cells, lambda cell: cell.arm)
+    one_line = all(len({curve.x.value(cell.cfg) for cell in members}) == 1 for _, members in by_arm)
+    lines = [("mean, 95% interval over seeds", list(cells))] if one_line else by_arm
+    row_of = {(row.regime, row.arm): row for row in rows}
+    for number, (name, members) in enumerate(lines):
+        which = 5 if one_line else arms.index(name)
+        dodge = 0.0 if one_line else 0.08 * (number - (len(lines) - 1) / 2)
+        places = {(cell.regime, cell.arm): values.index(curve.x.value(cell.cfg)) for cell in members}
+        means = sorted((place, row_of[key].last) for key, place in places.items() if row_of[key].last)
+        low = [100 * (mean.value - (mean.over_seeds or [mean.value])[0]) for _, mean in means if mean]
+        high = [100 * ((mean.over_seeds or [mean.value])[-1] - mean.value) for _, mean in means if mean]
+        panel.errorbar(
+            [place + dodge for place, _ in means],
+            [100 * mean.value for _, mean in means if mean],
+            yerr=[low, high],
+            color=COLOURS[which % len(COLOURS)],
+            linestyle="-" if one_line else DASHES[which % len(DASHES)],
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=5,
+            capsize=3,
+            linewidth=1.4,
+            label=name,
+        )
+    if one_line:
+        for cell in cells:
+            graded = read_graded(cell.run_dir / "eval" / f"{cell.data}.jsonl").values()
+            accuracy = 100 * sum(one.correct for one in graded) / len(graded)
+            place = values.index(curve.x.value(cell.cfg)) + 0.16
+            panel.plot(place, accuracy, "o", color=COLOURS[1], markersize=4, markeredgewidth=0)
+        panel.plot([], [], "o", color=COLOURS[1], markersize=4, markeredgewidth=0, label="each seed")
+    for row in rows:
+        if row.arm is None and row.last is not None:
+            panel.axhline(100 * row.last.value, color="#666666", linestyle=":", linewidth=1, label="before RL")
+    panel.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+    panel.set_xlabel(curve.x.label)
+    lowest, highest = panel.get_ylim()
+    panel.set_ylim(max(lowest, 0), min(highest, 100))

@@ -1,0 +1,444 @@
+"""Does each claim hold? claims.yaml says what is claimed and by which test it is decided; this decides it.
+
+    reproduced       the test says so, at 95% for all comparisons of its study's claims together
+    not reproduced   an effect as large as the claim's margin is ruled out at the same level, or the opposite is shown
+    underpowered     neither: the intervals are too wide for the margin
+    not run          no seed of what it needs is complete
+    incomplete       says as much on fewer runs than were planned
+
+Accuracies are those of the last checkpoint at T=0. Imports numpy and scipy, never torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy import stats
+
+from pspo.config import load_yaml
+from pspo.config.schema import FORBID
+from pspo.errors import ConfigError
+from pspo.intervals import LEVEL, Bounds, student_t
+from records import Graded, read_graded, read_metrics
+from results import Published, all_published, correct_of, grouped
+from studies import Cell, Study
+
+CLAIMS = Path(__file__).resolve().parent / "claims.yaml"
+
+Outcome = Literal["reproduced", "not reproduced", "underpowered", "not run"]
+Points = Annotated[float, Field(gt=0, le=100)]
+Answers = Mapping[str, Graded]
+
+
+@dataclass(frozen=True)
+class Theorem:
+    """Every statement under this name holds up to rounding (experiments/theory.py)."""
+
+    __pydantic_config__ = FORBID
+    kind: Literal["theorem"]
+    result: str
+
+
+@dataclass(frozen=True)
+class Greater:
+    """`arm` is more accurate than `than`: Student's t over the differences per seed."""
+
+    __pydantic_config__ = FORBID
+    kind: Literal["greater"]
+    arm: str
+    than: str
+    margin: Points
+
+
+@dataclass(frozen=True)
+class Equal:
+    """`arm` is as accurate as `than`: the interval of their difference lies within the margin on both sides."""
+
+    __pydantic_config__ = FORBID
+    kind: Literal["equal"]
+    arm: str
+    than: str
+    margin: Points
+
+
+@dataclass(frozen=True)
+class NoneGreater:
+    """No other arm is more accurate than `than` by the margin."""
+
+    __pydantic_config__ = FORBID
+    kind: Literal["none_greater"]
+    than: str
+    margin: Points
+
+
+@dataclass(frozen=True)
+class NoGain:
+    """No arm is more accurate than the policy it starts from by the margin."""
+
+    __pydantic_config__ = FORBID
+    kind: Literal["no_gain"]
+    margin: Points
+
+
+@dataclass(frozen=True)
+class Identical:
+    """`arm` and `than` give the same completions on every problem, seed by seed."""
+
+    __pydantic_config__ = FORBID
+    kind: Literal["identical"]
+    arm: str
+    than: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of every step of every run of `arm` is at most a value."""
+
+    __pydantic_config__ = FORBID
+    kind: Literal["metric"]
+    arm: str
+    metric: str
+    at_most: float
+
+
+@dataclass(frozen=True)
+class LargerLead:
+    """The lead of `arm` over `than` is larger on `model` than on `than_model`: Welch's t over seeds."""
+
+    __pydantic_config__ = FORBID
+    kind: Literal["larger_lead"]
+    arm: str
+    than: str
+    model: str
+    than_model: str
+    margin: Points
+
+
+@dataclass(frozen=True)
+class AsPublished:
+    """Each published figure lies within the interval of ours widened by the margin."""
+
+    __pydantic_config__ = FORBID
+    kind: Literal["published"]
+    margin: Points
+
+
+Test = Annotated[
+    Theorem | Greater | Equal | NoneGreater | NoGain | Identical | Metric | LargerLead | AsPublished,
+    Field(discriminator="kind"),
+]
+
+
+@dataclass(frozen=True)
+class Claim:
+    __pydantic_config__ = FORBID
+    id: str
+    by: Literal["paper", "ours"]
+    statement: str
+    source: str
+    study: str
+    test: Test
+    scale: Literal["cpu", "paper"] | None = None
+    """None: at either."""
+    regimes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Claims:
+    __pydantic_config__ = FORBID
+    decided: object
+    claims: tuple[Claim, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim in one place (regime, model, data), or one line of it.
+
+    value, interval   in points of accuracy, at the level that holds for all findings of a study together
+    """
+
+    where: str
+    outcome: Outcome
+    value: float | None = None
+    interval: Bounds | None = None
+    seeds: int = 0
+    planned: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    claim: Claim
+    outcome: Outcome
+    """The worst of its findings: reproduced only where all are."""
+    findings: tuple[Finding, ...]
+    decided: str
+
+    @property
+    def incomplete(self) -> bool:
+        return any(0 < finding.seeds < finding.planned for finding in self.findings)
+
+
+def load_claims() -> Claims:
+    return load_yaml(CLAIMS, Claims)
+
+
+def verdicts_of(name: str, scale: str, study: Study, cells: Sequence[Cell]) -> list[Verdict]:
+    """Of the claims that this study's runs decide at this scale."""
+    known = load_claims()
+    chosen = [claim for claim in known.claims if claim.study == name and claim.scale in (None, scale)]
+    for claim in chosen:
+        check_names(claim, study, scale)
+    # Bonferroni over the comparisons to be made, whether or not they have been run: the level stays as runs come in.
+    comparisons = sum(len(list(lines_of(claim, cells))) for claim in chosen if compares(claim))
+    level = 1 - (1 - LEVEL) / max(comparisons, 1)
+    found = []
+    for claim in chosen:
+        findings = tuple(decide(level) for decide in lines_of(claim, cells))
+        found.append(Verdict(claim, overall(findings), findings, str(known.decided)))
+    return found
+
+
+def theory_verdicts(path: Path) -> list[Verdict]:
+    """Of the formal results, from what `make theory` has written; "not run" where it has not."""
+    known = load_claims()
+    violations = json.loads(path.read_text(encoding="utf-8"))["statements"] if path.is_file() else []
+    found = []
+    for claim in known.claims:
+        if isinstance(claim.test, Theorem):
+            mine = [one for one in violations if one["statement"].startswith(claim.test.result)]
+            findings = tuple(
+                Finding(
+                    one["statement"],
+                    "reproduced" if one["holds"] else "not reproduced",
+                    note=f"largest violation {one['violation']:.1e} in {one['cases']} cases",
+                )
+                for one in mine
+            ) or (Finding("", "not run"),)
+            found.append(Verdict(claim, overall(findings), findings, str(known.decided)))
+    return found
+
+
+def overall(findings: Sequence[Finding]) -> Outcome:
+    """
+    >>> overall([Finding("gentle", "reproduced"), Finding("stress", "underpowered")])
+    'underpowered'
+    """
+    order: tuple[Outcome, ...] = ("not reproduced", "underpowered", "not run", "reproduced")
+    outcomes = {finding.outcome for finding in findings}
+    return next((outcome for outcome in order if outcome in outcomes), "not run")
+
+
+def check_names(claim: Claim, study: Study, scale: str) -> None:
+    """Raises ConfigError where a claim names what its study does not have."""
+    for kind in ("arm", "than"):
+        name = getattr(claim.test, kind, None)
+        if name is not None and name not in study.arms:
+            raise ConfigError(f"claims.yaml: {claim.id}: {kind}", name, f"must be one of {', '.join(study.arms)}")
+    known = study.scales[scale].regimes if scale in study.scales else {}
+    for regime in claim.regimes or ():
+        if regime not in known:
+            raise ConfigError(f"claims.yaml: {claim.id}: regimes", regime, f"must be one of {', '.join(known)}")
+
+
+def compares(claim: Claim) -> bool:
+    """Is it decided by an interval, which the number of comparisons widens?"""
+    return not isinstance(claim.test, Theorem | Identical | Metric)
+
+
+def lines_of(claim: Claim, cells: Sequence[Cell]) -> Iterator[Callable[[float], Finding]]:
+    """What there is to decide: a function from the confidence level to a finding, for each place or line."""
+    test = claim.test
+    here = [cell for cell in cells if claim.regimes is None or cell.regime in claim.regimes]
+    if isinstance(test, LargerLead):
+        for (data, regime), members in grouped(here, lambda cell: (cell.data, cell.regime)):
+            yield partial(larger_lead, test, members, f"{data}, {regime}")
+        return
+    if isinstance(test, AsPublished):
+        yield from published_lines(test, here)
+        return
+    several = len({(cell.model, cell.data) for cell in cells}) > 1
+    for (model, data, regime), members in grouped(here, lambda cell: (cell.model, cell.data, cell.regime)):
+        of_arm = dict(grouped(members, lambda cell: cell.arm))
+        where = f"{model}, {data}, {regime}" if several else regime
+        if isinstance(test, Greater | Equal):
+            if test.arm in of_arm and test.than in of_arm:
+                yield partial(compared, test, where, of_arm[test.arm], of_arm[test.than])
+        elif isinstance(test, NoneGreater):
+            for arm, ours in of_arm.items():
+                if arm != test.than and test.than in of_arm:
+                    yield partial(compared, test, f"{where}: {arm}", ours, of_arm[test.than])
+        elif isinstance(test, NoGain):
+            for arm, ours in of_arm.items():
+                yield partial(compared, test, f"{where}: {arm}", ours, None)
+        elif isinstance(test, Identical):
+            if test.arm in of_arm and test.than in of_arm:
+                yield partial(identical, where, of_arm[test.arm], of_arm[test.than])
+        elif isinstance(test, Metric) and test.arm in of_arm:
+            yield partial(at_most, test, where, of_arm[test.arm])
+
+
+@cache
+def answers_of(path: Path) -> Answers:
+    return read_graded(path)
+
+
+def last_of(cell: Cell) -> Answers:
+    return answers_of(cell.run_dir / "eval" / f"{cell.data}.jsonl")
+
+
+def pairs(ours: Sequence[Cell], theirs: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
+    """Complete runs of a seed in both."""
+    other = {cell.seed: cell for cell in theirs if cell.complete}
+    return [(cell, other[cell.seed]) for cell in ours if cell.complete and cell.seed in other]
+
+
+def differences(ours: Sequence[Cell], theirs: Sequence[Cell] | None) -> NDArray[np.float64]:
+    """Points of accuracy, one a seed [S]: ours minus theirs, or minus the starting policy's."""
+    if theirs is None:
+        some = [cell for cell in ours if cell.complete and cell.start_evaluation.is_file()]
+        two = [(last_of(cell), answers_of(cell.start_evaluation)) for cell in some]
+    else:
+        two = [(last_of(a), last_of(b)) for a, b in pairs(ours, theirs)]
+    return np.array([100 * float(np.diff(correct_of([b, a]).mean(axis=1))[0]) for a, b in two])
+
+
+def compared(
+    test: Greater | Equal | NoneGreater | NoGain,
+    where: str,
+    ours: Sequence[Cell],
+    theirs: Sequence[Cell] | None,
+    level: float,
+) -> Finding:
+    """`theirs` None: the policy that ours start from."""
+    d_S = differences(ours, theirs)
+    if not len(d_S):
+        return Finding(where, "not run", planned=len(ours))
+    interval = student_t(d_S, level)
+    outcome = outcome_of(test.kind, interval, test.margin)
+    return Finding(where, outcome, float(d_S.mean()), interval, len(d_S), len(ours))
+
+
+def outcome_of(kind: str, interval: Bounds | None, margin: float) -> Outcome:
+    """From the interval of a difference in points.
+
+    >>> [outcome_of("greater", interval, 2.0) for interval in ((0.5, 4.0), (-3.0, 1.9), (-1.0, 5.0))]
+    ['reproduced', 'not reproduced', 'underpowered']
+    >>> [outcome_of("equal", interval, 2.0) for interval in ((-1.0, 1.5), (2.5, 9.0), (-5.0, 5.0))]
+    ['reproduced', 'not reproduced', 'underpowered']
+    """
+    if interval is None:
+        return "underpowered"
+    low, high = interval
+    match kind:
+        case "greater" | "larger_lead":
+            return "reproduced" if low > 0 else "not reproduced" if high < margin else "underpowered"
+        case "equal":
+            if -margin < low and high < margin:
+                return "reproduced"
+            return "not reproduced" if low > margin or high < -margin else "underpowered"
+        case _:  # none_greater, no_gain
+            return "reproduced" if high < margin else "not reproduced" if low > 0 else "underpowered"
+
+
+def identical(where: str, ours: Sequence[Cell], theirs: Sequence[Cell], _level: float) -> Finding:
+    both = pairs(ours, theirs)
+    if not both:
+        return Finding(where, "not run", planned=len(ours))
+    total = other = 0
+    for a, b in both:
+        x, y = last_of(a), last_of(b)
+        total += len(x)
+        other += sum(x[one].text != y[one].text for one in x) if x.keys() == y.keys() else len(x)
+    note = f"{other} of {total} completions differ" if other else f"all {total} completions are the same"
+    return Finding(where, "not reproduced" if other else "reproduced", None, None, len(both), len(ours), note)
+
+
+def at_most(test: Metric, where: str, cells: Sequence[Cell], _level: float) -> Finding:
+    complete = [cell for cell in cells if cell.complete]
+    values = [
+        float(value)
+        for cell in complete
+        for line in read_metrics(cell.run_dir).values()
+        if (value := line.get(test.metric)) is not None
+    ]
+    if not values:
+        return Finding(where, "not run", planned=len(cells))
+    worst = max(values)
+    outcome: Outcome = "reproduced" if worst <= test.at_most else "not reproduced"
+    note = f"{test.metric} at most {worst:g} in {len(values)} steps"
+    return Finding(where, outcome, None, None, len(complete), len(cells), note)
+
+
+def larger_lead(test: LargerLead, cells: Sequence[Cell], where: str, level: float) -> Finding:
+    def lead(model: str) -> NDArray[np.float64]:
+        of_arm = {arm: [c for c in cells if c.model == model and c.arm == arm] for arm in (test.arm, test.than)}
+        return differences(of_arm[test.arm], of_arm[test.than])
+
+    a, b = lead(test.model), lead(test.than_model)
+    planned = sum(cell.model == test.model and cell.arm == test.arm for cell in cells)
+    if not len(a) or not len(b):
+        return Finding(where, "not run", planned=planned)
+    value = float(a.mean() - b.mean())
+    interval = None
+    if min(len(a), len(b)) > 1:
+        found = stats.ttest_ind(a, b, equal_var=False).confidence_interval(level)
+        interval = (float(found.low), float(found.high))
+    outcome = outcome_of(test.kind, interval, test.margin)
+    return Finding(where, outcome, value, interval, min(len(a), len(b)), planned)
+
+
+def published_lines(test: AsPublished, cells: Sequence[Cell]) -> Iterator[Callable[[float], Finding]]:
+    """A line for each known figure: of the runs of that model and arm, those trained on what its source says. Where it
+    does not say, those trained on the benchmark itself."""
+    for figure in all_published():
+        trained_on = figure.trained_on or figure.benchmark
+        mine = [cell for cell in cells if (cell.model, cell.arm, cell.data) == (figure.model, figure.arm, trained_on)]
+        yield partial(as_published, test, figure, mine)
+
+
+def as_published(test: AsPublished, figure: Published, cells: Sequence[Cell], level: float) -> Finding:
+    where = f"{figure.model}, {figure.arm}, {figure.benchmark} ({figure.version}: {figure.accuracy:.1f})"
+    complete = [cell for cell in cells if cell.complete]
+    if not complete:
+        return Finding(where, "not run", planned=len(cells))
+    d_S = 100 * correct_of([last_of(cell) for cell in complete]).mean(axis=1) - figure.accuracy
+    interval = student_t(d_S, level)
+    outcome = outcome_of("equal", interval, test.margin)
+    return Finding(where, outcome, float(d_S.mean()), interval, len(complete), len(cells))
+
+
+def to_json(verdicts: Sequence[Verdict], scale: str) -> str:
+    record = {"scale": scale, "verdicts": [asdict(verdict) for verdict in verdicts]}
+    return json.dumps(record, indent=1, default=str) + "\n"
+
+
+def of_other_studies(results: Path, name: str, scale: str) -> list[tuple[str, list[Verdict]]]:
+    """Study -> its verdicts as its tables had them when they were last made here, at this scale; for each study that
+    claims hang on, in the order of claims.yaml. [] for one that has no tables yet."""
+    known = load_claims()
+    found = []
+    for study in dict.fromkeys(claim.study for claim in known.claims):
+        if study in (name, "theory"):
+            continue
+        path = results / study / "verdicts.json"
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        written = record["verdicts"] if record.get("scale") == scale else []
+        findings = {(one["claim"]["id"], one["claim"]["scale"]): one["findings"] for one in written}
+        mine = []
+        for claim in known.claims:
+            if claim.study == study and claim.scale in (None, scale):
+                lines = tuple(Finding(**one) for one in findings.get((claim.id, claim.scale), []))
+                lines = lines or (Finding("", "not run"),)
+                mine.append(Verdict(claim, overall(lines), lines, str(known.decided)))
+        if mine:
+            found.append((study, mine))
+    return found
