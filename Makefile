@@ -37,6 +37,7 @@ reproduce: setup ## the whole study to the tables; runs only what is missing (SC
 
 test: setup ## every test that this machine can run, two files at a time (ARGS go to pytest)
 	@scripts/slurm.sh || echo "make test: going on without a cluster" >&2
+	@scripts/browser.sh || echo "make test: going on without a browser" >&2
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 chaos: setup ## N kills of a small run at random moments (N, SEED, ARGS="--jobs 2 --json FILE"); any difference is an error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ from settings import settings_of
 from slurm import arguments_of
 from studies import Cell, Study
 from suspicion import CLASSES
-from verdicts import theory_verdicts, verdicts_of
+from verdicts import Verdict, theory_verdicts, verdicts_of
 
 TEMPLATE = Path(__file__).resolve().parent / "report.html.j2"
 SAMPLES = {"told apart": 24, "all wrong": 8, "all right": 8}
@@ -65,6 +66,8 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
         *figures.draw(folder / "figures", cells, list(study.arms)),
     ]
     theory = Path(cfg.results) / "theory"
+    formal = theory_verdicts(theory / "theory.json")
+    others = verdicts.of_other_studies(Path(cfg.results), cfg.study, cfg.scale)
     audited = auditpage.read_audit(folder)
     page = (
         auditpage.environment()
@@ -73,11 +76,12 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
             title=study.title,
             header=header,
             badges=BADGES,
+            count=tally([*made.verdicts, *(one for _, found in others for one in found), *formal]),
             verdicts=made.verdicts,
-            theory=theory_verdicts(theory / "theory.json"),
+            theory=formal,
             theory_figures=[svg(one) for one in sorted(theory.glob("*.svg"))],
-            others=verdicts.of_other_studies(Path(cfg.results), cfg.study, cfg.scale),
-            verdict_legend=tables.verdict_legend(made.verdicts),
+            others=others,
+            verdict_legend=tables.verdict_legend(),
             difference=tables.found,
             parts=[
                 Part(
@@ -123,6 +127,21 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     )
     (folder / "report.html").write_text(page, encoding="utf-8")
     return f"{path.read_text(encoding='utf-8')}\n{path}"
+
+
+def tally(found: Sequence[Verdict]) -> str:
+    """Of the paper's claims and of ours, how many hold.
+
+    >>> tally([])
+    "The paper's 0 claims; ours 0."
+    """
+    parts = []
+    for by, whose in (("paper", "The paper's"), ("ours", "ours")):
+        outcomes = Counter(verdict.outcome for verdict in found if verdict.claim.by == by)
+        listed = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in BADGES if outcomes[outcome])
+        number = f"{outcomes.total()} claims" if by == "paper" else str(outcomes.total())
+        parts.append(f"{whose} {number}{f': {listed}' if listed else ''}")
+    return "; ".join(parts) + "."
 
 
 CURVE = "Test accuracy of the last checkpoint against what the study goes over."

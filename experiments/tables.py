@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar, cast
 from pspo.intervals import Bounds, Estimate
 from records import NOT_GRADED
 from results import Asked, Comparison, Row
-from verdicts import Finding, Verdict
+from verdicts import Finding, Verdict, load_claims
 
 NONE = "-"
 
@@ -137,10 +137,9 @@ def verdict_lines(verdicts: Sequence[Verdict]) -> list[Line]:
     return [Line(verdict, one, k == 0) for verdict in verdicts for k, one in enumerate(verdict.findings)]
 
 
-def verdict_legend(verdicts: Sequence[Verdict]) -> list[str]:
-    decided = " and ".join(sorted({verdict.decided for verdict in verdicts}))
+def verdict_legend() -> list[str]:
     return [
-        f"Each claim with the test that decides it, as written down on {decided}, before the runs "
+        f"Each claim with the test that decides it, as written down on {load_claims().decided}, before the runs "
         "(experiments/claims.yaml). Reproduced: the interval of the difference says so; not reproduced: a difference "
         "as large as the margin is ruled out, or the opposite is shown; underpowered: neither, the seeds are too few. "
         "Intervals are Student's t over seeds, at 95% for all comparisons of a study together (Bonferroni).",
@@ -398,7 +397,7 @@ def write(folder: Path, header: Mapping[str, str], made: Contents, baseline: str
             flat_comparison,
         ),
         "benchmarks": (asked_columns(made.asked, baseline), made.asked, asked_legend(baseline), flat_asked),
-        "verdicts": (VERDICT_COLUMNS, verdict_lines(made.verdicts), verdict_legend(made.verdicts), flat_line),
+        "verdicts": (VERDICT_COLUMNS, verdict_lines(made.verdicts), verdict_legend(), flat_line),
     }
     record: dict[str, object] = {"header": dict(header), "baseline": baseline}
     texts: dict[str, str] = {}
