@@ -1,6 +1,6 @@
-"""The report, opened from a file in headless Chromium: it asks the network for nothing, fits a phone, and can be searched.
+"""The report, opened from a file in headless Chromium: it asks for nothing else, fits a phone, and can be searched.
 
-Runs are small real files (test_results.write_run); screenshots are left in the test's folder.
+Runs are small real files (written_runs.py); screenshots are left in the test's folder.
 """
 
 from __future__ import annotations
