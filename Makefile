@@ -22,7 +22,7 @@ PY := .venv/bin/python
 # Without vLLM the programs are told so, and a rollout= in ARGS, which comes later, still wins.
 ENGINE = $(if $(filter hf,$(shell cat .venv/pspo-engine 2>/dev/null)),rollout=hf)
 
-.PHONY: help setup reproduce test chaos lint format bench sweep slurm slurm-status wandb-sync theory report audit docs lock clean distclean need-sbatch
+.PHONY: help setup reproduce test chaos lint format bench sweep slurm slurm-status wandb-sync dashboard theory report audit docs lock clean distclean need-sbatch
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +70,9 @@ need-sbatch:
 
 wandb-sync: setup ## upload what W&B lacks of the runs below runs/ (ARGS: other runs, or directories of runs)
 	$(PY) -m pspo.tracking.sync $(ARGS)
+
+dashboard: setup ## the study's workspace in W&B, or as a file without an account (STUDY; docs/tracking.md)
+	$(PY) experiments/dashboard.py study=$(STUDY) scale=$(SCALE) $(ARGS)
 
 theory: setup ## the properties that the paper claims, checked numerically
 	$(PY) experiments/theory.py $(ARGS)

@@ -138,7 +138,7 @@ def tally(found: Sequence[Verdict]) -> str:
     parts = []
     for by, whose in (("paper", "The paper's"), ("ours", "ours")):
         outcomes = Counter(verdict.outcome for verdict in found if verdict.claim.by == by)
-        listed = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in BADGES if outcomes[outcome])
+        listed = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
         number = f"{outcomes.total()} claims" if by == "paper" else str(outcomes.total())
         parts.append(f"{whose} {number}{f': {listed}' if listed else ''}")
     return "; ".join(parts) + "."
