@@ -117,7 +117,7 @@ def workspace_of(study: Study, name: str, entity: str, project: str) -> ws.Works
             lines("tokens a second, learned", "speed/learn_tokens_per_s"),
         ],
         "Sampler against learner": [lines("mean |r - 1| before learning", "gap/abs_dev_mean", log=True)],
-        "Samples": [wr.WeavePanelSummaryTable(table_name="samples")],
+        "Samples": [wr.MediaBrowser(title="test problems as the last policy answered them", media_keys=["samples"])],
     }
     return ws.Workspace(
         entity=entity,

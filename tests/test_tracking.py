@@ -35,6 +35,7 @@ def test_tracker_writes_one_object_a_step(tmp_path, cfg):
         with pytest.raises(ValueError, match="reward/maen"):
             tracker.log(2, {"reward/maen": 1.0})
         assert tracker.ids() == {}
+    (tmp_path / "other").mkdir()
     assert Tracker(tmp_path / "other", cfg, None, {"wandb": "id"}).ids() == {"wandb": "id"}  # for when it is on again
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 0, "eval/validation_accuracy": 0.5}, {"step": 1, "reward/mean": None, "ratio/max": 2.0}]

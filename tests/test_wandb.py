@@ -446,6 +446,8 @@ def test_a_damaged_id_is_told_and_not_replaced(tmp_path):
 
 
 def test_the_id_is_drawn_once(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
     names = [run_id(tmp_path / name) for name in "abab"]
     assert names[:2] == names[2:] and all(one != other for one, other in pairwise(names))
 
@@ -560,3 +562,31 @@ def test_a_run_that_was_told_to_stop_goes_on_to_be_whole(root, policy, environme
         assert server.steps(name) == [0, 1, 2, 3, 4] and server.endings[name][-1] == 0
         assert server.history.keys() == {name}
     assert sync(**online(closed_port())).stdout == "1 runs, 1 of them uploaded before\n"
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_what_the_last_policy_answered_is_in_the_run_and_is_no_step(run, sync, tmp_path, mode):
+    """Of a run that is whole; offline it comes with `make wandb-sync`. Its text can do nothing."""
+    record = {
+        "id": "wp-1", "level": "2", "question": "how many?", "gold": "5", "correct": False, "status": "ok", "tokens": 3,
+        "completions": [{"text": "<script>alert(1)</script>"}],
+    }  # fmt: skip
+    (tmp_path / "run/eval").mkdir(parents=True)
+    (tmp_path / "run/eval/wordproblems.jsonl").write_text((json.dumps(record) + "\n") * 60)
+    with Server() as server:
+        assert run(None, 3, "done", f"tracking={mode}", **online(server.url)).returncode == 0
+        if mode == "offline":
+            assert not server.files
+            assert sync(**online(server.url)).returncode == 0
+        name = id_of(tmp_path / "run")
+        assert server.steps(name) == [0, 1, 2, 3] and server.endings[name] == [0]
+        [page] = [text.decode() for file, text in server.files.items() if file.startswith("media/html/samples")]
+        summary = json.loads(server.files["wandb-summary.json"])
+    assert page.count("how many?") == 50 and "&lt;script&gt;alert(1)" in page and "<script>alert" not in page
+    assert summary["samples"]["_type"] == "html-file"
+
+
+def test_of_a_run_that_goes_on_there_are_no_answers_yet(run, tmp_path):
+    with Server() as server:
+        assert run(None, 3, "ends", "tracking=online", **online(server.url)).returncode == 0
+        assert not [file for file in server.files if "samples" in file]

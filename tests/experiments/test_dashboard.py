@@ -45,7 +45,8 @@ def test_without_an_account_it_is_a_file(tmp_path: Path) -> None:
     assert drawn and drawn <= REGISTRY.keys()  # what runs log under these names
     axes = {panel["config"]["xAxis"] for panel in panels(written["spec"]) if panel["viewType"] == "Scatter Plot"}
     assert "config:surrogate.value.alpha" in axes
-    assert panels(written["spec"])[-1]["viewType"] == "Weave"
+    assert panels(written["spec"])[-1]["viewType"] == "Media Browser"
+    assert panels(written["spec"])[-1]["config"]["mediaKeys"] == ["samples"]  # pspo.tracking.wandb_view
     [runs] = written["spec"]["section"]["runSets"]
     assert [(one["key"]["name"], one["value"]) for one in runs["filters"]["filters"]] == [("group", "main")]
 

@@ -24,6 +24,7 @@ def main(run_dir: Path, after: int | None, last: int, how: str, *settings: str) 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     if cfg.tracking.wandb != "none":
         import wandb  # noqa: F401  not to be timed
+    run_dir.mkdir(exist_ok=True)  # as it is claimed
     started = time.perf_counter()
     with Tracker(run_dir, cfg, after) as tracker:
         print(f"started {time.perf_counter() - started:.2f}", tracker.ids(), flush=True)

@@ -16,18 +16,20 @@ from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote, unquote
 
 
 class Server:
     """`steps` and `values` are what it has of each run, in the order of its lines; `about` what it was told of it, and
     `endings` how each of its clients ended: "preempted" where it said so before, and the exit code; `views` the
-    workspaces that were saved."""
+    workspaces that were saved, `files` what was uploaded beside the history, by name."""
 
     def __init__(self) -> None:
         self.history: dict[str, dict[int, dict[str, Any]]] = {}
         self.about: dict[str, dict[str, Any]] = {}
         self.endings: dict[str, list[str | int]] = {}
         self.views: list[dict[str, Any]] = []
+        self.files: dict[str, bytes] = {}
         self.connections: list[socket.socket] = []
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_of_runs": self}))
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -62,7 +64,7 @@ class Server:
         if name == "RunResumeStatus":
             return {"model": {**project, "bucket": self._bucket(asked["name"])}}
         if name == "CreateRunFiles":
-            files = [{"name": file, "uploadUrl": f"{self.url}/upload"} for file in asked["files"]]
+            files = [{"name": file, "uploadUrl": f"{self.url}/upload/{quote(file)}"} for file in asked["files"]]
             return {"createRunFiles": {"runID": f"id-{asked['run']}", "uploadHeaders": [], "files": files}}
         if name == "UpsertView2":
             self.views.append(asked)
@@ -106,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = self._body()
         if self.path == "/graphql":
             query = json.loads(asked)
-            named = re.search(r"(?:query|mutation)\s+(\w+)", query.get("query") or "")  # some clients say it there alone
+            named = re.search(r"(?:query|mutation)\s+(\w+)", query.get("query") or "")  # where some say it alone
             name = query.get("operationName") or (named[1] if named else "")
             data = self.server_of_runs.answer(name, query.get("variables") or {})
             self._reply({"data": data})
@@ -116,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply({"exitcode": None, "limits": {}})
 
     def do_PUT(self) -> None:
-        self._body()
+        self.server_of_runs.files[unquote(self.path).removeprefix("/upload/")] = self._body()
         self._reply({})
 
     def do_GET(self) -> None:

@@ -10,12 +10,15 @@ Imports: wandb, inside the functions, and only where a run asks for it.
 
 from __future__ import annotations
 
+import html
 import io
+import json
 import math
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +29,8 @@ from pspo.tracking.wandb_files import Sent, clear, remember, run_id
 
 Mode = Literal["online", "offline"]
 
+SAMPLES = 50
+"""Problems in a run's table `samples`."""
 GRACE = 10.0
 """Seconds that W&B's service may take for what it need not ask its server: to start, to end."""
 
@@ -121,6 +126,11 @@ class WandbRun:
         """Waits until everything is sent. With 0 the run is whole; `preempted` is shown as such until it goes on."""
         with _failures():
             with _quiet() as heard, _at_most(self._timeouts[1]):
+                if exit_code == 0 and (table := samples_of(self._dir, self._cfg)):
+                    import wandb
+
+                    # Not logged: it would be a step of its own. No wandb.Table, which needs an artifact on the server.
+                    self._run.summary["samples"] = wandb.Html(table)
                 if preempted:
                     self._run.mark_preempting()
                 self._run.finish(exit_code=exit_code)
@@ -129,6 +139,21 @@ class WandbRun:
             if self._mode == "online":
                 remember(self._dir, self._cfg, Sent(self.last, whole=exit_code == 0))
         _teardown()
+
+
+def samples_of(run_dir: Path, cfg: TrainConfig) -> str:
+    """A table in HTML of the first SAMPLES problems of the test part as the last policy answered them; "" where it was
+    not graded."""
+    path = run_dir / "eval" / f"{cfg.data.name}.jsonl"
+    if not path.exists():
+        return ""
+    with open(path, encoding="utf-8") as file:
+        records = [json.loads(line) for line in islice(file, SAMPLES)]
+    names = ("id", "level", "question", "gold", "correct", "status", "tokens")
+    rows = [[*(str(one.get(name, "")) for name in names), one["completions"][0]["text"]] for one in records]
+    head = "".join(f"<th>{name}</th>" for name in (*names, "completion"))
+    body = "".join(f"<tr>{''.join(f'<td><pre>{html.escape(text)}</pre></td>' for text in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def set_up(log_in: bool, verify: bool = False) -> None:
