@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ import tables
 from pspo.config import StudyConfig
 from pspo.errors import PspoError
 from pspo.intervals import Estimate, wilson
-from results import Row, all_published, published_for, rows_of
+from results import Asked, Row, all_published, published_for, rows_of
 from studies import Cell, load_study
+from verdicts import Finding, Verdict, load_claims
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = load_study("smoke")
@@ -192,3 +194,32 @@ def test_a_report_needs_no_torch(smoke: tuple[StudyConfig, list[Cell]]) -> None:
 )
 def test_changes_carry_their_sign(estimate: Estimate | None, text: str) -> None:
     assert tables.change(estimate) == text
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+def test_latex_takes_every_table(smoke: tuple[StudyConfig, list[Cell]], tmp_path: Path) -> None:
+    cfg, cells = smoke
+    fill(cells)
+    page.rebuild(STUDY, cells, cfg)
+    folder = Path(cfg.results) / "smoke"
+    found = [*made_up(folder)]
+    inputs = "\n\n".join(rf"\resizebox{{\textwidth}}{{!}}{{\input{{{path}}}}}" for path in found)
+    text = rf"\documentclass{{article}}\usepackage{{booktabs,graphicx}}\begin{{document}}{inputs}\end{{document}}"
+    (tmp_path / "all.tex").write_text(text)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert (tmp_path / "all.pdf").stat().st_size > 5000 and len(found) == 4
+
+
+def made_up(folder: Path) -> Iterator[Path]:
+    """The tables of a study, and those of verdicts and benchmarks, which it has not, with what TeX could misread."""
+    yield from (folder / "table_main.tex", folder / "table_comparisons.tex")
+    [first, *_] = load_claims().claims
+    finding = Finding("50% & more_of #1 {x} ~^\\", "underpowered", 1.0, (-2.0, 4.0), 2, 3)
+    lines = tables.verdict_lines([Verdict(first, "underpowered", (finding, finding), "2026-11-28")])
+    (folder / "verdicts.tex").write_text(tables.tex({}, tables.VERDICT_COLUMNS, lines, ["a note"]))
+    estimate = Estimate(0.5, None, (0.4, 0.6), 1, 9)
+    asked = Asked("m", "d", "r", "a", "b", "last", 0.2, 1, 2, 9, 16, estimate, None, {1: 0.5, 16: 0.9}, 0.6)
+    (folder / "asked.tex").write_text(tables.tex({}, tables.asked_columns([asked], "no_clip"), [asked], []))
+    yield from (folder / "verdicts.tex", folder / "asked.tex")

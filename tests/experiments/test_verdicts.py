@@ -1,0 +1,201 @@
+"""Verdicts of claims on run directories written by hand, where the outcome is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from written_runs import STEPS, TERSE, write_graded, write_run
+
+import verdicts
+from pspo.config import StudyConfig
+from pspo.errors import ConfigError
+from studies import STUDIES, Cell, Study, cells_of, load_study
+from verdicts import Claim, Claims, Equal, Finding, Greater, Identical, Metric, NoGain, NoneGreater, overall
+
+STUDY = load_study("smoke")  # no_clip and pspo, two seeds
+PROBLEMS = 200
+
+
+def judged(monkeypatch: pytest.MonkeyPatch, cells: list[Cell], *tests: verdicts.Test) -> list[verdicts.Verdict]:
+    claims = tuple(Claim(str(k), "ours", "it holds", "here", "smoke", test) for k, test in enumerate(tests))
+    monkeypatch.setattr(verdicts, "load_claims", lambda: Claims("2026-11-28", claims))
+    verdicts.answers_of.cache_clear()
+    return verdicts.verdicts_of("smoke", "cpu", STUDY, cells)
+
+
+def fill(cells: list[Cell], **right: tuple[int, int]) -> None:
+    """So many problems right by arm, one number a seed."""
+    for cell in cells:
+        if cell.arm in right:
+            write_run(cell, [k < right[cell.arm][cell.seed] for k in range(PROBLEMS)])
+
+
+@pytest.mark.parametrize(
+    ("pspo", "greater", "equal"),
+    [
+        # t(0.975, 1) is 12.7, at the level of two comparisons 25.5: seeds that differ by 1 problem give +- 6.4 points.
+        ((140, 140), "reproduced", "not reproduced"),
+        ((100, 100), "not reproduced", "reproduced"),
+        ((60, 60), "not reproduced", "not reproduced"),
+        ((101, 102), "underpowered", "underpowered"),
+    ],
+)
+def test_a_difference_is_shown_ruled_out_or_open(
+    smoke: tuple[StudyConfig, list[Cell]],
+    monkeypatch: pytest.MonkeyPatch,
+    pspo: tuple[int, int],
+    greater: str,
+    equal: str,
+) -> None:
+    cells = smoke[1]
+    fill(cells, no_clip=(100, 100), pspo=pspo)
+    tests = (Greater("greater", "pspo", "no_clip", 2.0), Equal("equal", "pspo", "no_clip", 2.0))
+    found = judged(monkeypatch, cells, *tests)
+    assert [verdict.outcome for verdict in found] == [greater, equal]
+    [finding] = found[0].findings
+    assert (finding.where, finding.seeds, finding.planned) == ("gentle", 2, 2)
+    assert finding.value == pytest.approx((sum(pspo) - 200) / 4)
+
+
+def test_the_interval_is_students_for_all_comparisons_together(
+    smoke: tuple[StudyConfig, list[Cell]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = smoke[1]
+    fill(cells, no_clip=(100, 100), pspo=(101, 102))  # +0.5 and +1 points: mean 0.75, standard error 0.25
+    one = judged(monkeypatch, cells, Greater("greater", "pspo", "no_clip", 2.0))
+    assert one[0].findings[0].interval == pytest.approx((0.75 - 0.25 * 12.7062, 0.75 + 0.25 * 12.7062), abs=1e-3)
+    two = judged(monkeypatch, cells, *[Greater("greater", "pspo", "no_clip", 2.0)] * 2)
+    assert two[0].findings[0].interval == pytest.approx((0.75 - 0.25 * 25.4517, 0.75 + 0.25 * 25.4517), abs=1e-3)
+
+
+def test_without_runs_nothing_is_decided_and_on_some_it_is_said(
+    smoke: tuple[StudyConfig, list[Cell]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = smoke[1]
+    test = Greater("greater", "pspo", "no_clip", 2.0)
+    [nothing] = judged(monkeypatch, cells, test)
+    assert (nothing.outcome, nothing.incomplete, nothing.findings[0].planned) == ("not run", False, 2)
+    fill([cell for cell in cells if cell.seed == 0], no_clip=(100, 0), pspo=(150, 0))
+    [half] = judged(monkeypatch, cells, test)
+    assert (half.outcome, half.incomplete, half.findings[0].interval) == ("underpowered", True, None)  # one seed
+
+
+def test_completions_that_differ_in_one_letter_are_not_identical(
+    smoke: tuple[StudyConfig, list[Cell]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = smoke[1]
+    fill(cells, no_clip=(9, 9), pspo=(9, 9))
+    test = Identical("identical", "pspo", "no_clip")
+    [same] = judged(monkeypatch, cells, test)
+    assert same.outcome == "reproduced" and same.findings[0].note == f"all {2 * PROBLEMS} completions are the same"
+    path = next(cell for cell in cells if cell.arm == "pspo").run_dir / "eval" / "wordproblems.jsonl"
+    path.write_text(path.read_text().replace(json.dumps(STEPS), json.dumps(STEPS + "!"), 1))
+    [other] = judged(monkeypatch, cells, test)
+    assert other.outcome == "not reproduced" and other.findings[0].note == f"1 of {2 * PROBLEMS} completions differ"
+
+
+def test_a_metric_is_looked_at_in_every_step(
+    smoke: tuple[StudyConfig, list[Cell]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = smoke[1]
+    fill(cells, pspo=(9, 9))  # reward/mean is 0.1 and 0.2
+    for most, outcome in ((0.2, "reproduced"), (0.15, "not reproduced")):
+        [verdict] = judged(monkeypatch, cells, Metric("metric", "pspo", "reward/mean", most))
+        assert verdict.outcome == outcome and verdict.findings[0].note == "reward/mean at most 0.2 in 4 steps"
+
+
+def test_gains_are_over_the_starting_policy_and_each_arm_is_a_line(
+    smoke: tuple[StudyConfig, list[Cell]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = smoke[1]
+    fill(cells, no_clip=(100, 100), pspo=(150, 150))
+    write_graded(cells[0].start_evaluation, [k < 100 for k in range(PROBLEMS)], text=TERSE)
+    gain, best = judged(monkeypatch, cells, NoGain("no_gain", 2.0), NoneGreater("none_greater", "no_clip", 2.0))
+    assert [(one.where, one.outcome, one.value) for one in gain.findings] == [
+        ("gentle: no_clip", "reproduced", 0.0),
+        ("gentle: pspo", "not reproduced", 25.0),
+    ]
+    assert gain.outcome == "not reproduced"
+    assert [(one.where, one.outcome) for one in best.findings] == [("gentle: pspo", "not reproduced")]
+
+
+def test_one_place_that_does_not_hold_decides() -> None:
+    def of(*outcomes: verdicts.Outcome) -> str:
+        return overall([Finding("", outcome) for outcome in outcomes])
+
+    assert of("reproduced", "reproduced") == "reproduced"
+    assert of("reproduced", "underpowered", "not reproduced") == "not reproduced"
+    assert of("reproduced", "not run") == "not run" and of("not run", "underpowered") == "underpowered"
+    assert of() == "not run"
+
+
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_every_claim_names_what_its_study_has(study_config: Callable[..., StudyConfig], scale: str) -> None:
+    """And has a line to decide at each scale that it speaks of."""
+    claims = [claim for claim in verdicts.load_claims().claims if claim.study != "theory"]
+    assert {claim.study for claim in claims} <= {path.stem for path in STUDIES.glob("*.yaml")}
+    for name in sorted({claim.study for claim in claims if claim.scale in (None, scale)}):
+        study = load_study(name)
+        cells = cells_of(study, study_config(f"study={name}", f"scale={scale}"))
+        for verdict in verdicts.verdicts_of(name, scale, study, cells):
+            if verdict.claim.id != "random-teaches-nothing" or scale == "cpu":
+                assert verdict.findings, verdict.claim.id
+            assert {finding.outcome for finding in verdict.findings} <= {"not run"}
+
+
+def test_a_claim_about_an_arm_that_is_not_there_is_refused(
+    smoke: tuple[StudyConfig, list[Cell]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match=r"claims.yaml: 0: than=clip: must be one of no_clip, pspo"):
+        judged(monkeypatch, smoke[1], Greater("greater", "pspo", "clip", 2.0))
+
+
+def test_published_figures_are_met_within_the_margin(
+    paper: tuple[StudyConfig, list[Cell]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GR-PSPO on Qwen2.5-0.5B: 39.7 published; each of five seeds here has 40.0% right."""
+    study, cells = load_study("main"), paper[1]
+    mine = [replace(cell, cfg=replace(cell.cfg, runs=str(tmp_path / "runs"))) for cell in cells]
+    for cell in mine:
+        if (cell.model, cell.arm, cell.data) == ("qwen2_5_0_5b", "pspo", "gsm8k"):
+            write_run(cell, [k < 80 for k in range(PROBLEMS)])
+    claim = next(one for one in verdicts.load_claims().claims if one.id == "published-figures")
+    monkeypatch.setattr(verdicts, "load_claims", lambda: Claims("2026-11-28", (claim,)))
+    [verdict] = verdicts.verdicts_of("main", "paper", study, mine)
+    outcomes = {finding.where: (finding.outcome, finding.value) for finding in verdict.findings}
+    assert outcomes["qwen2_5_0_5b, pspo, gsm8k (v1: 39.7)"] == ("reproduced", pytest.approx(0.3))
+    assert len(outcomes) == 6 and sum(outcome == "not run" for outcome, _ in outcomes.values()) == 5
+    assert verdict.outcome == "not run"
+
+
+def test_what_a_study_wrote_is_read_by_the_report_of_another(
+    smoke: tuple[StudyConfig, list[Cell]], tmp_path: Path
+) -> None:
+    def main_of(scale: str) -> Study | list[verdicts.Verdict]:
+        return dict(verdicts.of_other_studies(tmp_path, "smoke", scale))["main"]
+
+    first = main_of("cpu")
+    assert isinstance(first, list) and {one.outcome for one in first} == {"not run"}
+    done = [replace(first[0], findings=(Finding("gentle", "reproduced", 1.5, (0.5, 2.5), 5, 5),)), *first[1:]]
+    (tmp_path / "main").mkdir()
+    (tmp_path / "main/verdicts.json").write_text(verdicts.to_json(done, "cpu"))
+    again = main_of("cpu")
+    assert isinstance(again, list) and again[0].outcome == "reproduced" and again[0].findings[0].seeds == 5
+    other = main_of("paper")
+    assert isinstance(other, list) and {one.outcome for one in other} == {"not run"}  # of another scale
+
+
+def test_formal_results_are_those_that_theory_wrote(tmp_path: Path) -> None:
+    assert {one.outcome for one in verdicts.theory_verdicts(tmp_path / "theory.json")} == {"not run"}
+    statements = [
+        {"statement": f"{name}, x", "on": "random", "violation": 1e-16, "cases": 7, "holds": name != "Lemma 2.1"}
+        for name in ("Lemma 2.1", "Corollary 2.2", "Proposition 2.3", "Proposition 2.4", "Proposition 2.5")
+    ]
+    (tmp_path / "theory.json").write_text(json.dumps({"statements": statements}))
+    found = verdicts.theory_verdicts(tmp_path / "theory.json")
+    assert [one.outcome for one in found] == ["not reproduced", *["reproduced"] * 4]
+    assert "7 cases" in found[1].findings[0].note
