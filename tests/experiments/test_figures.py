@@ -1,0 +1,90 @@
+"""Figures of runs written by hand: what is drawn are the numbers on record."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from written_runs import write_run
+
+import figures
+from pspo.config import StudyConfig
+from pspo.metrics import RATIO_EDGES
+from studies import Cell
+
+
+def log(cell: Cell, steps: list[dict[str, float | None]]) -> None:
+    lines = [{"step": 0, "eval/validation_accuracy": 0.5}, *({"step": k + 1, **line} for k, line in enumerate(steps))]
+    (cell.run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture
+def runs(smoke: tuple[StudyConfig, list[Cell]]) -> list[Cell]:
+    """Two methods, two seeds, two steps; in step 2 a tenth of the tokens is below 0.8, and so on up the edges."""
+    cells = smoke[1]
+    for cell in cells:
+        write_run(cell, [True])
+        below = {f"ratio/below_{edge:g}_share": 0.1 * k for k, edge in enumerate(RATIO_EDGES)}
+        same = {f"ratio/below_{edge:g}_share": float(edge > 1) for edge in RATIO_EDGES}
+        first = {"reward/mean": 0.2 + 0.2 * cell.seed, "policy/entropy": 1.0, "kl/k3": 0.01, "time/rollout_s": 2.0}
+        second = {"reward/mean": 0.5, "policy/entropy": 0.5, "kl/k3": None, "time/rollout_s": 4.0, "time/eval_s": 1.0}
+        log(cell, [first | same, second | below])
+    return cells
+
+
+def test_every_figure_is_written_twice_with_a_caption_and_the_same_again(runs: list[Cell], tmp_path: Path) -> None:
+    drawn = figures.draw(tmp_path / "drawn", runs, ["no_clip", "pspo"])
+    assert len({figure.path for figure in drawn}) == len(figures.CURVES) + 4
+    assert all(figure.caption.endswith(".") for figure in drawn)
+    before = {path: path.read_bytes() for path in (tmp_path / "drawn").iterdir()}
+    assert {path.with_suffix(".png") for path in before if path.suffix == ".svg"} < set(before)
+    assert len(before) == 2 * len(drawn)
+    figures.draw(tmp_path / "drawn", runs, ["no_clip", "pspo"])
+    assert {path: path.read_bytes() for path in (tmp_path / "drawn").iterdir()} == before
+
+
+def test_a_band_is_from_the_least_to_the_greatest_seed(runs: list[Cell]) -> None:
+    figure, panel = figures.plt.subplots()
+    curve = next(one for one in figures.CURVES if one.metric == "reward/mean")
+    of_seeds = [figures.read_metrics(cell.run_dir) for cell in runs if cell.arm == "pspo"]
+    figures.over_steps(curve, ["no_clip", "pspo"], panel, [("pspo", of_seeds)])
+    [line] = panel.lines
+    assert list(line.get_ydata()) == pytest.approx([0.3, 0.5])
+    [band] = panel.collections
+    ends = band.get_paths()[0].get_extents()
+    assert (ends.ymin, ends.ymax) == pytest.approx((0.2, 0.5))
+    figures.plt.close(figure)
+
+
+def test_a_step_where_a_seed_has_no_number_is_left_out(runs: list[Cell]) -> None:
+    of_seeds = [figures.read_metrics(cell.run_dir) for cell in runs]
+    steps, values = figures.series(of_seeds, "kl/k3")
+    assert steps == [1] and values.shape == (4, 1)
+
+
+def test_the_distribution_is_the_shares_between_the_edges(runs: list[Cell]) -> None:
+    of_seeds = [figures.read_metrics(cell.run_dir) for cell in runs]
+    drawing = figures.distributions([("gentle", [("pspo", of_seeds)])])
+    stacks = drawing.axes[0].collections
+    assert len(stacks) == len(RATIO_EDGES) + 1
+    tops = [max(y for x, y in one.get_paths()[0].vertices if x == 2) for one in stacks]
+    assert tops == pytest.approx([0, 10, 20, 30, 40, 50, 60, 70, 100])
+    legend = [text.get_text() for text in drawing.legends[0].get_texts()]
+    assert {"r < 0.5", "0.99 to 1.01", "r >= 2"} <= set(legend)
+    figures.plt.close(drawing)
+
+
+def test_time_is_the_median_of_steps_and_the_mean_of_what_is_not_in_each(runs: list[Cell]) -> None:
+    run = figures.read_metrics(runs[0].run_dir)
+    assert (figures.step_seconds(run, "rollout"), figures.step_seconds(run, "eval")) == (3.0, 0.5)
+
+
+def test_axes_have_their_units(runs: list[Cell], tmp_path: Path) -> None:
+    drawn = figures.draw(tmp_path / "drawn", runs, ["no_clip", "pspo"])
+    texts = {one.path.stem: " ".join(ElementTree.parse(one.path).getroot().itertext()) for one in drawn}
+    assert "nats a token" in texts["entropy"] and "(%)" in texts["validation_accuracy"]
+    assert "seconds a step" in texts["time"] and "training step" in texts["ratio_distribution"]
+    without = {name for name, text in texts.items() if not ("no_clip" in text and "pspo" in text)}
+    assert without == {"slope_zero", "slope_small", "ratio", "grad_norm"}  # which these runs have not on record
