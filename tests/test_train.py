@@ -18,16 +18,17 @@ from safetensors.torch import load_file
 
 from pspo.advantages import has_signal
 from pspo.config import TrainConfig, compose
-from pspo.data import eos_ids, load_problems
-from pspo.data.order import spare_problems
+from pspo.data import eos_ids, load_problems, load_tokenizer, make_prompter
+from pspo.data.order import problems_of_step, spare_problems
 from pspo.data.tokenizer import build_tokenizer
 from pspo.errors import ConfigError, MismatchError, NonFiniteError, PspoError
 from pspo.grading import STATUSES, Grader
-from pspo.models import build, save_policy
+from pspo.models import build, load_policy, save_policy
 from pspo.ranks import Ranks
 from pspo.rollout import make_sampler
 from pspo.run import Run
 from pspo.rundir import Place
+from pspo.sft import Demonstration, backward
 from pspo.train import train
 
 
@@ -79,6 +80,55 @@ def test_methods_of_one_seed_get_the_same_random_rewards(checkpoint, tmp_path):
     for name in ("reward/mean", "reward/no_signal_share", "accuracy/train"):
         assert lines[0][1][name] == lines[1][1][name]
     assert lines[0][1]["reward/mean"] != lines[0][1]["accuracy/train"]
+
+
+SUPERVISED = ["train_on=solutions", "surrogate=no_clip", "learner.passes=1", "rollout.max_new_tokens=32"]
+
+
+@pytest.fixture
+def solved(checkpoint):
+    """The mean loss of a policy on its data set's solutions, which leaves a gradient; and the policy."""
+    cfg = compose("train", TrainConfig, [*SETTINGS, *SUPERVISED])
+    tokenizer = load_tokenizer(checkpoint)
+    prompter = make_prompter(cfg.prompt, cfg.data, tokenizer)
+
+    def loss(path, problems):
+        model = load_policy(path, dtype="float32")
+        batch = [Demonstration(prompter.encode(p.question), prompter.encode_solution(p.solution)) for p in problems]
+        return backward(model, batch), model
+
+    loss.problems = load_problems(cfg.data, "train", cfg.seed)
+    return loss
+
+
+def test_supervised_fine_tuning_is_the_cross_entropy_of_the_solutions(checkpoint, solved, tmp_path):
+    """One step of SGD, against torch's own cross-entropy over the completion tokens of the same problems."""
+    sgd = ["steps=1", "learner.minibatches=1", "learner.optimizer=sgd", "learner.lr=0.5", "learner.max_grad_norm=null"]
+    lines, weights = run(checkpoint, tmp_path / "run", *SUPERVISED, *sgd, "eval.at_end=false")
+    assert "reward/mean" not in lines[1] and lines[1]["optim/groups"] == 4
+    assert lines[1]["ratio/abs_dev_mean"] == 0 and lines[1]["policy/entropy"] > 0
+    problems = problems_of_step(solved.problems, 0, 1, 4)
+    assert all(problem.solution.endswith(f"#### {problem.gold}") for problem in problems)
+    _, model = solved(checkpoint, problems)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(weights[name], parameter.detach() - 0.5 * parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_solutions_are_learned(checkpoint, solved, tmp_path):
+    run(checkpoint, tmp_path / "run", *SUPERVISED, "steps=60", "learner.lr=3e-3", "eval.at_end=false")
+    before, _ = solved(checkpoint, solved.problems)
+    after, _ = solved(tmp_path / "run/checkpoints/step-60", solved.problems)
+    assert after < before / 4
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["surrogate=pspo", "learner.passes=2", "learner.kl_coef=0.1", "learner.correction=token", "rollout.refill=1"],
+)
+def test_what_would_make_it_something_else_than_supervised_is_refused(setting):
+    asked = ["train_on=solutions", "surrogate=no_clip", "learner.old_log_probs=learner", setting]
+    with pytest.raises(ConfigError, match=rf"{setting.partition('=')[0]}=.*must be .* with train_on=solutions"):
+        compose("train", TrainConfig, asked)
 
 
 def test_a_group_is_graded_as_soon_as_it_is_finished(checkpoint, tmp_path, monkeypatch):

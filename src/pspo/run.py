@@ -12,6 +12,7 @@ docs/reliability.md. Imports: all rooms below the loop.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections import defaultdict
@@ -203,6 +204,21 @@ class Run:
         self.sampled += groups
         return groups
 
+    def demonstrate(self, problems: Sequence[Problem]) -> list[Group]:
+        """The data set's own solution of each problem as a group of one, which nobody sampled. Raises PspoError for a
+        problem without one; cut, without its end, at the limit of new tokens."""
+        most, groups = self.cfg.rollout.max_new_tokens, list[Group]()
+        for problem, prompt in zip(
+            problems, prompts_of(problems, self.prompter, self.cfg.rollout.max_prompt_tokens), strict=True
+        ):
+            if not problem.solution.strip():
+                raise PspoError(f"problem {problem.id} has no worked solution to learn from")
+            ids = self.prompter.encode_solution(problem.solution)
+            unknown = (math.nan,) * len(ids[:most])
+            completion = Completion(ids[:most], unknown, problem.solution, finished=len(ids) <= most)
+            groups.append(Group(problem, prompt, (completion,)))
+        return groups
+
     def reward(self, groups: Sequence[Group], step: int) -> Tensor:
         """Rewards [P, G]; by default 1 for a right answer in a completion that ended by itself, else 0."""
         with self.clock("grade"):
@@ -233,11 +249,12 @@ class Run:
                 groups[place] = group
         return groups, rewards
 
-    def batch(self, groups: Sequence[Group], advantages: Tensor, rewards: Tensor) -> Batch:
-        """What the step learns from: without groups that give no gradient, unless the config keeps them."""
+    def batch(self, groups: Sequence[Group], advantages: Tensor, rewards: Tensor | None) -> Batch:
+        """What the step learns from: without groups that give no gradient, unless the config keeps them or nothing was
+        rewarded (None)."""
         inner = self.cfg.learner
-        every_group_counts = inner.kl_coef or inner.entropy_bonus or not inner.drop_no_signal
-        kept = torch.ones(len(groups), dtype=torch.bool) if every_group_counts else has_signal(rewards)
+        every_group_counts = rewards is None or inner.kl_coef or inner.entropy_bonus or not inner.drop_no_signal
+        kept = torch.ones(len(groups), dtype=torch.bool) if every_group_counts else has_signal(rewards)  # type: ignore[arg-type]
         chosen = kept.nonzero().flatten().tolist()
         self.metrics["optim/groups"] = len(chosen)
         self.learning = self._batch_of([groups[k] for k in chosen], advantages[kept].tolist())
@@ -358,14 +375,14 @@ class Run:
     def _step_metrics(self) -> dict[str, float]:
         """Of everything that was sampled and learned in the step, all ranks together."""
         tokens = sum(len(completion.token_ids) for group in self.sampled for completion in group.completions)
-        found = {
-            **rollout_metrics(self.sampled, self.grades),
-            "reward/mean": sum(self.rewards) / len(self.rewards),
-            "reward/no_signal_share": sum(self.no_signal) / len(self.no_signal),
-            "rollout/refilled_groups": len(self.sampled) - self.cfg.rollout.prompts,
-            "speed/rollout_tokens_per_s": tokens / max(self.seconds["rollout"], 1e-9),
-            "speed/learn_tokens_per_s": self.learned_tokens / max(self.seconds["learn"], 1e-9),
-        }
+        found = {"speed/learn_tokens_per_s": self.learned_tokens / max(self.seconds["learn"], 1e-9)}
+        if self.sampled:
+            found |= rollout_metrics(self.sampled, self.grades) | {
+                "reward/mean": sum(self.rewards) / len(self.rewards),
+                "reward/no_signal_share": sum(self.no_signal) / len(self.no_signal),
+                "rollout/refilled_groups": len(self.sampled) - self.cfg.rollout.prompts,
+                "speed/rollout_tokens_per_s": tokens / max(self.seconds["rollout"], 1e-9),
+            }
         if self.learning is not None and "gap/abs_dev_mean" not in self.metrics:  # a check has said it of all groups
             found |= gap_metrics(self.learning.before - self.learning.sampler)
         shares = self.ranks.gather(UpdateStats.total(self.updates), "exchange of statistics")

@@ -38,7 +38,7 @@ def train(cfg: TrainConfig) -> None:
             from pspo.run import Run
 
             with Run(cfg, ranks, place, stop) as run:
-                optimise(run, cfg)
+                (optimise if cfg.train_on == "samples" else imitate)(run, cfg)
         stop.end()
 
 
@@ -72,6 +72,30 @@ def optimise(run: Run, cfg: TrainConfig) -> None:
         run.evaluate(step)
         run.log(step)
         if run.save(step):  # all that the next step depends on; told to stop, the run goes on from here another time
+            return
+    run.finish()
+
+
+def imitate(run: Run, cfg: TrainConfig) -> None:
+    """Supervised fine-tuning on the data set's solutions, step by step like `optimise`: a baseline."""
+    import torch
+
+    from pspo.batching import minibatches
+    from pspo.seeds import derive
+
+    inner, done = cfg.learner, run.resume()
+    if not done:
+        run.evaluate(step=0)
+        run.log(step=0)
+    for step in range(done + 1, cfg.steps + 1):
+        groups = run.demonstrate(run.problems(step))  # P groups of one: the solution
+        batch = run.batch(groups, torch.ones(len(groups), 1), None)
+        for part in minibatches(batch, inner.minibatches, derive(cfg.seed, "pass", step, 0), inner.minibatch_of):
+            run.update(batch, part, step)  # with advantages of 1 and ratios that are 1, the gradient of log pi
+        run.sync()
+        run.evaluate(step)
+        run.log(step)
+        if run.save(step):
             return
     run.finish()
 

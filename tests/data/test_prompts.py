@@ -71,6 +71,16 @@ def test_a_chat_ends_where_its_template_ends_a_turn(plain, chat, tokenizer) -> N
     assert Prompter(without, tokenizer).ends == Ends(eos)
 
 
+def test_a_solution_ends_as_a_completion_does_and_has_no_calculator_s_marks(plain, chat, tokenizer) -> None:
+    """GSM8K's <<48/2=24>>. Of a template whose end is no token the policy's own EOS is learned."""
+    ids = Prompter(plain, tokenizer).encode_solution("48/2=<<48/2=24>>24.\n#### 24")
+    assert tokenizer.decode(ids[:-1]) == "48/2=24.\n#### 24" and ids[-1] == tokenizer.eos_token_id
+    by_token = replace(chat, chat_template=CHATML.replace("<|im_end|>", tokenizer.pad_token))
+    assert Prompter(by_token, tokenizer).encode_solution("1")[-1] == tokenizer.pad_token_id
+    other = replace(chat, chat_template=CHATML.replace("<|im_end|>", "<end_of_turn>"))
+    assert Prompter(other, tokenizer).encode_solution("1")[-1] == tokenizer.eos_token_id
+
+
 def test_the_tokenizer_s_own_chat_template_is_used_where_the_prompt_has_none(chat, tokenizer, monkeypatch) -> None:
     monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[-1].content }} >")
     assert Prompter(replace(chat, chat_template=None), tokenizer).text("1+1") == "Q: 1+1! >"

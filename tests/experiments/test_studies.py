@@ -26,16 +26,17 @@ def test_every_study_composes_at_each_of_its_scales(name: str, study_config: Cal
         assert {(cell.arm, cell.seed) for cell in cells} == {(arm, seed) for arm in study.arms for seed in study.seeds}
 
 
-def test_main_is_four_methods_in_two_regimes_over_five_seeds(study_config: Callable[..., StudyConfig]) -> None:
+def test_main_is_five_methods_in_two_regimes_over_five_seeds(study_config: Callable[..., StudyConfig]) -> None:
     with CpuTime() as took:
         cells = cells_of(load_study("main"), study_config("study=main"))
     assert took.seconds < 6
-    assert len(cells) == (4 * 2 + 1) * 5
+    assert len(cells) == (5 * 2 + 1) * 5
     assert {cell.cfg.surrogate.name for cell in cells} == {"no_clip", "clip", "sigmoid", "pspo"}
     # Nothing but the surrogate differs between the methods of a regime and seed.
     for cell in cells:
         like = next(c for c in cells if c.regime == cell.regime).cfg.learner
-        assert cell.cfg.learner == (replace(like, passes=1) if cell.arm == "no_clip, one pass" else like)
+        assert cell.cfg.learner == (replace(like, passes=1) if cell.arm in ("no_clip, one pass", "sft") else like)
+        assert (cell.cfg.train_on == "solutions") == (cell.arm == "sft")
         assert (cell.cfg.regime, cell.cfg.seed) == (cell.regime, cell.seed)
     assert len({cell.start_dir for cell in cells}) == 1
 
@@ -48,7 +49,7 @@ def test_a_cells_command_line_makes_that_cells_run(smoke: tuple[StudyConfig, lis
 
 def test_the_paper_scale_gives_no_clip_its_own_settings(paper: tuple[StudyConfig, list[Cell]]) -> None:
     _, cells = paper
-    assert len(cells) == 5 * 3 * 2 * 5
+    assert len(cells) == 6 * 3 * 2 * 5
     learners = {cell.arm: cell.cfg.learner for cell in cells if cell.model == "qwen2_5_0_5b"}
     assert [(learners[arm].lr, learners[arm].passes) for arm in ("no_clip, one pass", "clip", "pspo")] == [
         (1e-6, 1),

@@ -56,6 +56,8 @@ class TrainConfig:
     """On a GPU: kernels that give the same bits each time they are run; on a CPU all do."""
     rank_timeout: Positive
     """Seconds that one rank waits for another before the run is ended (docs/performance.md)."""
+    train_on: Literal["samples", "solutions"]
+    """The policy's own completions, by their rewards; or the data set's worked solutions: supervised fine-tuning."""
     surrogate: Surrogate
     model: Model
     sft: WarmStart
@@ -104,7 +106,25 @@ class TrainConfig:
             raise ConfigError("model.arch.max_positions", self.model.arch.max_positions, f"needs {longest} or more")
         if self.model.path is None and self.data.kind != "wordproblems":
             raise ConfigError("model.path", None, f"a model made here speaks only word problems, not {self.data.name}")
+        if self.train_on == "solutions":
+            self._check_supervised()
         needs_device(self.device, self.model)
+
+    def _check_supervised(self) -> None:
+        """Settings with which the loss is not the solutions' cross-entropy, or that there are no solutions for."""
+        learner, data = self.learner, self.data
+        allowed = {
+            "surrogate": (self.surrogate.name, "no_clip"),
+            "learner.passes": (learner.passes, 1),
+            "learner.kl_coef": (learner.kl_coef, 0.0),
+            "learner.correction": (learner.correction, "none"),
+            "rollout.refill": (self.rollout.refill, 0),
+        }
+        for setting, (value, wanted) in allowed.items():
+            if value != wanted:
+                raise ConfigError(setting, value, f"must be {wanted} with train_on=solutions")
+        if data.kind == "benchmark" and data.solution_field is None:
+            raise ConfigError("train_on", self.train_on, f"{data.name} has no worked solutions")
 
     @property
     def updates(self) -> int:

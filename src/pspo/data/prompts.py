@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -63,19 +64,31 @@ class Prompter:
             messages += [{"role": "user", "content": text}, {"role": "assistant", "content": shot.answer}]
         return self._chat([*messages, {"role": "user", "content": self._ask(question)}], add_generation_prompt=True)
 
+    def encode_solution(self, solution: str) -> tuple[int, ...]:
+        """Token ids of a completion that is this solution, and of what ends it: in a chat the token that the template
+        writes after an answer, elsewhere EOS. Marks of a calculator, as GSM8K has them, are left out."""
+        text = re.sub(r"<<[^<>]*>>", "", solution)
+        ids, known = eos_ids(self.tokenizer), self.tokenizer.get_vocab().get(self._after_answer)
+        end = ids[0] if known is None else known
+        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], end)
+
     @functools.cached_property
     def ends(self) -> Ends:
         """What ends a completion: the tokenizer's EOS, the prompt's stop strings, and in a chat what the template
         writes after an answer, which another model's tokenizer may not know as a token."""
-        ids, strings = eos_ids(self.tokenizer), self.prompt.stop
-        if not self.prompt.chat:
-            return Ends(ids, strings)
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
-        after = self._chat(turns, add_generation_prompt=False).rpartition(ANSWER)[2].split()
+        ids, strings, after = eos_ids(self.tokenizer), self.prompt.stop, self._after_answer
         if not after:
             return Ends(ids, strings)
-        known = self.tokenizer.get_vocab().get(after[0])
-        return Ends(ids, (*strings, after[0])) if known is None else Ends((*ids, *({known} - {*ids})), strings)
+        known = self.tokenizer.get_vocab().get(after)
+        return Ends(ids, (*strings, after)) if known is None else Ends((*ids, *({known} - {*ids})), strings)
+
+    @functools.cached_property
+    def _after_answer(self) -> str:
+        """What a chat template writes after an answer; "" without one."""
+        if not self.prompt.chat:
+            return ""
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER}]
+        return next(iter(self._chat(turns, add_generation_prompt=False).rpartition(ANSWER)[2].split()), "")
 
     @functools.cached_property
     def hash(self) -> str:

@@ -16,7 +16,7 @@ import hashlib
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, get_args, overload
 
@@ -210,7 +210,8 @@ def _draw(cfg: WordProblems, split: Split, index: int, seen: frozenset[str] | se
     gold = start
     for operator, operand in operations:
         gold = apply(gold, operator, operand)
-    return Example(Problem(f"wp-{split}-{index:06d}", question, str(gold), str(level)), start, operations)
+    example = Example(Problem(f"wp-{split}-{index:06d}", question, str(gold), str(level)), start, operations)
+    return replace(example, problem=replace(example.problem, solution=demonstration(example, "steps")))
 
 
 def _chain(rng: random.Random, level: int, largest: int) -> tuple[int, tuple[tuple[Operator, int], ...]]:
