@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from pspo.config import StudyConfig, TrainConfig, compose, load_yaml, run_dir_of, to_yaml, warm_start_dir
+from pspo.config import StudyConfig, TrainConfig, compose_each, load_yaml, run_dir_of, to_yaml, warm_start_dir
 from pspo.config.schema import FORBID, Seed
 from pspo.errors import ConfigError
 
@@ -213,7 +213,7 @@ def cells_of(study: Study, cfg: StudyConfig) -> list[Cell]:
         if text.partition("=")[0].lstrip("+~") in ("seed", "run_dir"):
             raise ConfigError("overrides", text, "each run's seed and run_dir follow from the study")
     grid = list(_grid(study, study.scales[cfg.scale], cfg))
-    composed = [compose("train", TrainConfig, overrides) for *_, overrides in grid]  # 0.2 s each, so not once a seed
+    composed = compose_each("train", TrainConfig, [overrides for *_, overrides in grid])  # not once a seed
     cells: list[Cell] = []
     runs: dict[Path, Cell] = {}
     for base in composed:

@@ -8,8 +8,19 @@ import sys
 from dataclasses import replace
 
 import pytest
+import yaml
 
-from pspo.config import EvalConfig, SftConfig, StudyConfig, TrainConfig, compose, load_yaml, run_dir_of, to_yaml
+from pspo.config import (
+    EvalConfig,
+    SftConfig,
+    StudyConfig,
+    TrainConfig,
+    compose,
+    compose_each,
+    load_yaml,
+    run_dir_of,
+    to_yaml,
+)
 from pspo.config.compose import CONF, cells, one_line_errors
 from pspo.errors import ConfigError, PspoError
 
@@ -219,3 +230,33 @@ def test_an_error_is_one_line_whatever_a_name_holds(capsys):
         raise PspoError("a\nb\u2028srun: error: Node failure\rc\x85d\x0ce")
     assert ended.value.code == 1
     assert capsys.readouterr().err == "pspo: a b srun: error: Node failure c d e\n"
+
+
+def test_many_cells_are_composed_as_each_alone(root):
+    """Of every study, at each scale: groups, values, lists, null, and what only another group has."""
+    for path in sorted((root / "experiments/studies").glob("*.yaml")):
+        study = yaml.safe_load(path.read_text())
+        for scale, of_scale in study["scales"].items():
+            arms, regimes = list(study["arms"].values()), list(of_scale["regimes"].values())
+            [[model, *_], [data, *_]] = of_scale["models"].values(), of_scale["data"].values()
+            every = of_scale.get("overrides", [])
+            cells = [[f"scale={scale}", *model, *data, *regimes[-1], *arm, *every] for arm in (arms[0], arms[-1])]
+            assert compose_each("train", TrainConfig, cells) == [compose("train", TrainConfig, cell) for cell in cells]
+    odd = [["prompt.stop=[a,'b c']", "learner.max_grad_norm=null"], ["+reward=random"], ["~tracking.tags"]]
+    for cell in odd:
+        assert outcome(lambda cell=cell: compose_each("train", TrainConfig, [cell])[0]) == outcome(
+            lambda cell=cell: compose("train", TrainConfig, cell)
+        )
+
+
+@pytest.mark.parametrize("wrong", ["learner.lr=fast", "learner.lrr=1", "surrogate=klip", "steps", "seed=-1", "a b=c"])
+def test_what_is_wrong_with_a_cell_among_many_is_told_as_for_one(wrong):
+    told = outcome(lambda: compose("train", TrainConfig, [wrong]))
+    assert isinstance(told, str) and outcome(lambda: compose_each("train", TrainConfig, [[], [wrong]])) == told
+
+
+def outcome(make):
+    try:
+        return make()
+    except ConfigError as error:
+        return str(error)

@@ -1,7 +1,17 @@
 """Configuration: groups of settings (`schema.py`), what each program takes of them (`programs.py`), and how they are
 composed from `conf/` (`compose.py`)."""
 
-from pspo.config.compose import choices, compose, config_hash, load_yaml, program, run_dir_of, to_yaml, warm_start_dir
+from pspo.config.compose import (
+    choices,
+    compose,
+    compose_each,
+    config_hash,
+    load_yaml,
+    program,
+    run_dir_of,
+    to_yaml,
+    warm_start_dir,
+)
 from pspo.config.programs import EvalConfig, SftConfig, StudyConfig, TrainConfig
 
 __all__ = [
@@ -11,6 +21,7 @@ __all__ = [
     "TrainConfig",
     "choices",
     "compose",
+    "compose_each",
     "config_hash",
     "load_yaml",
     "program",

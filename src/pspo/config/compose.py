@@ -9,6 +9,7 @@ line and exit status 2 where a setting is wrong; then it hands over to Hydra.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import itertools
@@ -17,7 +18,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -61,6 +62,32 @@ def compose(name: str, schema: type[C], overrides: Sequence[str] = ()) -> C:
             return checked(hydra.compose(name, overrides=list(overrides)), schema)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _readable(error, overrides) from error
+
+
+def compose_each(name: str, schema: type[C], cells: Iterable[Sequence[str]]) -> list[C]:
+    """`compose` of each list of overrides, faster: what they choose of groups is composed once, and values are set on a
+    copy, as Hydra does it."""
+    bases: dict[tuple[str, ...], DictConfig] = {}
+
+    def one(overrides: Sequence[str]) -> C:
+        try:
+            parsed = OverridesParser.create().parse_overrides(list(overrides))
+            grouped = tuple(str(o.input_line) for o in parsed if (CONF / o.key_or_group).is_dir())
+            values = [o for o in parsed if not (CONF / o.key_or_group).is_dir()]
+            if any(o.type != OverrideType.CHANGE or o.is_sweep_override() for o in values):
+                return compose(name, schema, overrides)
+            if grouped not in bases:
+                GlobalHydra.instance().clear()
+                with hydra.initialize_config_dir(config_dir=str(_root(name)), version_base="1.3"):
+                    bases[grouped] = hydra.compose(name, overrides=list(grouped))
+            cfg = copy.deepcopy(bases[grouped])
+            for o in values:
+                OmegaConf.update(cfg, o.key_or_group, o.value(), merge=True)
+        except (HydraException, OmegaConfBaseException, ValueError):
+            return compose(name, schema, overrides)  # which says what is wrong
+        return checked(cfg, schema)
+
+    return [one(overrides) for overrides in cells]
 
 
 def choices(name: str, overrides: Sequence[str] = ()) -> dict[str, str]:
