@@ -77,11 +77,11 @@ dashboard: setup ## the study's workspace in W&B, or as a file without an accoun
 theory: setup ## the properties that the paper claims, checked numerically
 	$(PY) experiments/theory.py $(ARGS)
 
-report: setup ## tables, figures and report again, from what has been run (STUDY)
-	$(PY) experiments/report.py study=$(STUDY) $(ARGS)
+report: setup ## tables, figures and report again, from what has been run (STUDY, SCALE)
+	$(PY) experiments/report.py study=$(STUDY) scale=$(SCALE) $(ENGINE) $(ARGS)
 
-audit: setup ## graded completions to look at, those first on which readings disagree (STUDY; docs/audit.md)
-	$(PY) experiments/audit.py study=$(STUDY) $(ARGS)
+audit: setup ## graded completions to look at, those first on which readings disagree (STUDY, SCALE; docs/audit.md)
+	$(PY) experiments/audit.py study=$(STUDY) scale=$(SCALE) $(ENGINE) $(ARGS)
 
 docs: setup ## docs/metrics.md again, from the registry of metrics
 	@$(PY) -m pspo.metrics > docs/metrics.md.new && mv docs/metrics.md.new docs/metrics.md || { rm -f docs/metrics.md.new; exit 1; }

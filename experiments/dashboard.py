@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from figures import CURVES
 from pspo.config import StudyConfig, program
 from pspo.errors import PspoError
 from pspo.metrics import RATIO_EDGES
-from studies import Study, cells_of, load_study
+from settings import varying
+from studies import Cell, Study, cells_of, load_study
 
 if TYPE_CHECKING:
     import wandb_workspaces.workspaces as ws
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 @program("study", StudyConfig)
 def main(cfg: StudyConfig) -> None:
     study = load_study(cfg.study)
-    project = cells_of(study, cfg)[0].cfg.tracking.project
+    cells = cells_of(study, cfg)
     entity = entity_here()
-    workspace = workspace_of(study, cfg.study, entity or "", project)
+    workspace = workspace_of(study, cfg.study, cells, entity or "")
     view = workspace._to_model()
     definition = {"entity": view.entity, "project": view.project, "name": view.display_name}
     path = Path(cfg.results) / cfg.study / "wandb_workspace.json"
@@ -60,8 +62,9 @@ def entity_here() -> str | None:
         raise PspoError(f"W&B does not answer ({type(error).__name__}: {error}); {remedy}") from error
 
 
-def workspace_of(study: Study, name: str, entity: str, project: str) -> ws.Workspace:
-    """Runs of the study, grouped by method and regime; sections of accuracy, alpha, trust region, speed, samples."""
+def workspace_of(study: Study, name: str, cells: Sequence[Cell], entity: str) -> ws.Workspace:
+    """Runs of the study, by their names, since another study may have made some of them; grouped by the settings that
+    tell its methods and regimes apart. Sections of accuracy, alpha, trust region, speed, samples."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces import expr
@@ -121,12 +124,13 @@ def workspace_of(study: Study, name: str, entity: str, project: str) -> ws.Works
     }
     return ws.Workspace(
         entity=entity,
-        project=project,
+        project=cells[0].cfg.tracking.project,
         name=f"pspo {name}: {study.title}"[:128],
         sections=[ws.Section(name=title, panels=panels, is_open=True) for title, panels in sections.items()],
         settings=ws.WorkspaceSettings(max_runs=50),
         runset_settings=ws.RunsetSettings(
-            filters=[expr.Metric("Group") == name], groupby=[expr.Config("surrogate.name"), expr.Config("regime")]
+            filters=[expr.Metric("Name").isin([cell.run_dir.name for cell in cells])],
+            groupby=[expr.Config(setting) for setting in varying(cells)],
         ),
     )
 

@@ -21,6 +21,7 @@ from figures import Figure
 from pspo.config import StudyConfig
 from pspo.config.schema import WordProblems
 from pspo.data.wordproblems import examples
+from pspo.files import write_whole
 from pspo.provenance import provenance
 from records import Graded, read_graded
 from results import all_published, asked_of, comparisons_of, grouped, rows_of
@@ -60,7 +61,7 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     sizes = sorted({row.problems for row in made.rows if row.problems})
     header["test problems"] = ", ".join(map(str, sizes)) or "none graded yet"
     path = tables.write(folder, header, made, study.baseline, paper)
-    (folder / "verdicts.json").write_text(verdicts.to_json(made.verdicts, cfg.scale), encoding="utf-8")
+    write_whole(folder / "verdicts.json", verdicts.to_json(made.verdicts, cfg.scale))
     drawn = [
         *(Figure(one, CURVE) for one in curves.draw(folder / "figures", study, cells, made.rows)),
         *figures.draw(folder / "figures", cells, list(study.arms)),
@@ -164,7 +165,7 @@ def commands_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[t
         ("the whole study, set-up included", f"make reproduce STUDY={cfg.study} SCALE={cfg.scale}"),
         ("the same, with every setting", command(cfg)),
         ("one run of it", shlex.join(["python", "-m", "pspo.train", *cells[0].overrides])),
-        ("tables and this report again, from what has been run", f"make report STUDY={cfg.study}"),
+        ("tables and this report again, from what has been run", f"make report STUDY={cfg.study} SCALE={cfg.scale}"),
         ("the formal results", "make theory"),
     ]
 
@@ -209,7 +210,7 @@ def samples_of(cells: Sequence[Cell]) -> list[Sample]:
     for _, of_seed in grouped([cell for cell in cells if cell.complete], lambda cell: cell.seed):
         if len(of_seed) < 2:
             continue
-        answers = {cell.arm: read_graded(cell.run_dir / "eval" / f"{cell.data}.jsonl") for cell in of_seed}
+        answers = {cell.arm: read_graded(cell.run_dir / "eval" / f"{cell.cfg.data.name}.jsonl") for cell in of_seed}
         if of_seed[0].start_evaluation.is_file():
             answers = {"before RL": read_graded(of_seed[0].start_evaluation), **answers}
         first = next(iter(answers.values()))

@@ -70,6 +70,21 @@ def settings_of(cells: Sequence[Cell]) -> list[Setting]:
     return found
 
 
+def varying(cells: Sequence[Cell]) -> list[str]:
+    """Settings that tell the runs of a study apart, seeds aside: few of them, the one with the most values first."""
+    flat = [dict(_leaves(asdict(cell.cfg), "")) for cell in cells]
+    every = dict.fromkeys(name for one in flat for name in one)
+    values = {name: [str(one.get(name, ABSENT)) for one in flat] for name in every}
+    names = [name for name in values if name.partition(".")[0] not in LEFT_OUT and name != "seed"]
+    chosen: list[str] = []
+    groups = [""] * len(cells)
+    for name in sorted(names, key=lambda name: -len(set(values[name]))):
+        finer = [f"{group}\x1f{value}" for group, value in zip(groups, values[name], strict=True)]
+        if len(set(finer)) > len(set(groups)):
+            chosen, groups = [*chosen, name], finer
+    return chosen
+
+
 def _by_what(cells: Sequence[Cell], values: Sequence[str]) -> str:
     """A value of which the runs have several, told by as few of their names as tell it: "gentle: 1; stress: 2", or,
     where one value is the rule, "1e-08, but bare Adam: 0.0"."""

@@ -142,7 +142,8 @@ def verdict_legend() -> list[str]:
         f"Each claim with the test that decides it, as written down on {load_claims().decided}, before the runs "
         "(experiments/claims.yaml). Reproduced: the interval of the difference says so; not reproduced: a difference "
         "as large as the margin is ruled out, or the opposite is shown; underpowered: neither, the seeds are too few. "
-        "Intervals are Student's t over seeds, at 95% for all comparisons of a study together (Bonferroni).",
+        "Intervals are Student's t over seeds; each bound holds at 95% for all comparisons of a study together "
+        "(Bonferroni). Seeds that all differ alike have no spread, and no interval.",
     ]
 
 

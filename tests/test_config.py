@@ -249,7 +249,10 @@ def test_many_cells_are_composed_as_each_alone(root):
         )
 
 
-@pytest.mark.parametrize("wrong", ["learner.lr=fast", "learner.lrr=1", "surrogate=klip", "steps", "seed=-1", "a b=c"])
+WRONG = ["learner.lr=fast", "learner.lrr=1", "surrogate=klip", "steps", "seed=-1", "a b=c", "experiment=custom"]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_wrong_with_a_cell_among_many_is_told_as_for_one(wrong):
     told = outcome(lambda: compose("train", TrainConfig, [wrong]))
     assert isinstance(told, str) and outcome(lambda: compose_each("train", TrainConfig, [[], [wrong]])) == told

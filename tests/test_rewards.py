@@ -17,6 +17,8 @@ TEXTS = {
     "wrong without the format": ("3+4=8", True),
     "wrong, cut": ("3+4=8.\n#### 8", False),
     "nothing": ("who knows", True),
+    "right, then another number": ("3+4=7.\n#### 7\nThere are 9", True),
+    "wrong, then the right number": ("#### 8\nor rather 7", True),
 }
 
 
@@ -31,9 +33,9 @@ def rewards(kind: str, *overrides: str, seed: int = 0, problems: int = 1) -> lis
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("accuracy", [1, 0, 0, 0, 0, 0, 0]),
-        ("released", [1, 1, 0.05, 1, 0, 0.05, 0]),
-        ("format", [1, 0, 1, 0, 0, 0, 0]),
+        ("accuracy", [1, 0, 0, 0, 0, 0, 0, 1, 0]),
+        ("released", [1, 1, 0.05, 1, 0, 0.05, 0, 0.05, 1]),
+        ("format", [1, 0, 1, 0, 0, 0, 0, 1, 1]),
     ],
 )
 def test_every_kind_of_completion(kind, expected):
@@ -43,7 +45,7 @@ def test_every_kind_of_completion(kind, expected):
 
 def test_the_bonus_can_be_had_with_the_strict_reading():
     [row] = rewards("accuracy", "reward.format_bonus=0.5")
-    assert row == [1, 0, 0.5, 0, 0, 0, 0]
+    assert row == [1, 0, 0.5, 0, 0, 0, 0, 1, 0.5]
 
 
 def test_a_random_reward_follows_from_the_seed_and_the_problem_alone():
@@ -53,5 +55,5 @@ def test_a_random_reward_follows_from_the_seed_and_the_problem_alone():
     assert a[:10] == rewards("random", problems=10)
     assert sum(a[k] != a[k + 1] for k in range(0, 200, 2)) > 90  # p0, p0, p1, p1, ...: 2^-7 are equal by chance
     assert sum(map(sum, a)) / (200 * len(TEXTS)) == pytest.approx(0.5, abs=0.04)
-    assert rewards("random", "reward.probability=0") == [[0] * 7]
-    assert rewards("random", "reward.probability=1") == [[1] * 7]
+    assert rewards("random", "reward.probability=0") == [[0] * len(TEXTS)]
+    assert rewards("random", "reward.probability=1") == [[1] * len(TEXTS)]

@@ -104,7 +104,10 @@ def solved(checkpoint):
 def test_supervised_fine_tuning_is_the_cross_entropy_of_the_solutions(checkpoint, solved, tmp_path):
     """One step of SGD, against torch's own cross-entropy over the completion tokens of the same problems."""
     sgd = ["steps=1", "learner.minibatches=1", "learner.optimizer=sgd", "learner.lr=0.5", "learner.max_grad_norm=null"]
-    lines, weights = run(checkpoint, tmp_path / "run", *SUPERVISED, *sgd, "eval.at_end=false")
+    # The temperature of samples, which there are none of, is none of the loss's.
+    others = ["eval.at_end=false", "rollout.temperature=0.8"]
+    lines, weights = run(checkpoint, tmp_path / "run", *SUPERVISED, *sgd, *others)
+    assert lines[1]["length/truncated_share"] == 0 and lines[1]["length/mean"] > 5
     assert "reward/mean" not in lines[1] and lines[1]["optim/groups"] == 4
     assert lines[1]["ratio/abs_dev_mean"] == 0 and lines[1]["policy/entropy"] > 0
     problems = problems_of_step(solved.problems, 0, 1, 4)

@@ -15,7 +15,9 @@ A difference is paired: it is taken per seed and problem first, so what both arm
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +25,9 @@ from scipy import stats
 
 LEVEL = 0.95
 DRAWS = 10_000
+BLOCK = 500
+KEPT = 10_000_000
+"""Draws times problems up to which weights are kept: 80 MB."""
 
 Bounds = tuple[float, float]
 
@@ -68,15 +73,27 @@ def bootstrap(values: ArrayLike, level: float = LEVEL, draws: int = DRAWS, seed:
     """
     x_SN = np.asarray(values, dtype=np.float64)
     s, n = x_SN.shape
-    rng = np.random.default_rng(seed)
-    means: list[NDArray[np.float64]] = []
-    for start in range(0, draws, 500):  # a block of draws at a time bounds the memory at 500 x N
-        block = min(500, draws - start)
-        w_BS = rng.multinomial(s, np.full(s, 1 / s), size=block)
-        w_BN = rng.multinomial(n, np.full(n, 1 / n), size=block)
-        means.append(((w_BS @ x_SN) * w_BN).sum(axis=1) / (s * n))
+    means = [((w_BS @ x_SN) * w_BN).sum(axis=1) / (s * n) for w_BS, w_BN in _weights(s, n, draws, seed)]
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _weights(s: int, n: int, draws: int, seed: int) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """How often each seed and each problem is drawn, BLOCK draws at a time, which bounds the memory. A table has many
+    estimates over as many seeds and problems: those of the last few shapes are kept where they are small."""
+    kept = n * draws <= KEPT
+    for start in range(0, draws, BLOCK):
+        make = _kept_block if kept else _block
+        yield make(s, n, start, min(BLOCK, draws - start), seed)
+
+
+def _block(s: int, n: int, start: int, size: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    rng = np.random.default_rng([seed, start])
+    w_BS, w_BN = (rng.multinomial(count, np.full(count, 1 / count), size=size) for count in (s, n))
+    return w_BS.astype(np.float64), w_BN.astype(np.float64)
+
+
+_kept_block = lru_cache(maxsize=64)(_block)
 
 
 def wilson(right: int, problems: int, level: float = LEVEL) -> Bounds:

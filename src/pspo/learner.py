@@ -260,7 +260,7 @@ def make_learner(cfg: TrainConfig, start: str, ranks: Ranks, saved: Path | None 
         from_config(cfg.surrogate),
         cfg.learner,
         compute_dtype=cfg.model.dtype,
-        temperature=cfg.rollout.temperature,
+        temperature=cfg.rollout.temperature if cfg.train_on == "samples" else 1.0,  # solutions were not sampled
         max_tokens=cfg.rollout.max_new_tokens,
         planned_updates=cfg.updates,
         attention=cfg.model.attention,

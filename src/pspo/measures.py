@@ -16,17 +16,24 @@ from pspo.types import Group
 
 def rollout_metrics(groups: Sequence[Group], grades: Sequence[Grade]) -> dict[str, float]:
     """Of all groups that were sampled in a step, with the grades of their completions in order."""
-    completions = [completion for group in groups for completion in group.completions]
-    lengths = [len(completion.token_ids) for completion in completions]
     right = counted((grade.correct for grade in grades), groups)
     lenient = counted((grade.lenient for grade in grades), groups)
+    return {
+        **length_metrics(groups),
+        "accuracy/train": sum(right) / len(right),
+        "accuracy/train_lenient": sum(lenient) / len(lenient),
+        **{f"grade/{status}_share": share(grades, status) for status in STATUSES},
+    }
+
+
+def length_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Of the groups' completions, or of the solutions in their place."""
+    completions = [completion for group in groups for completion in group.completions]
+    lengths = [len(completion.token_ids) for completion in completions]
     return {
         "length/mean": sum(lengths) / len(lengths),
         "length/max": max(lengths),
         "length/truncated_share": sum(not completion.finished for completion in completions) / len(lengths),
-        "accuracy/train": sum(right) / len(right),
-        "accuracy/train_lenient": sum(lenient) / len(lenient),
-        **{f"grade/{status}_share": share(grades, status) for status in STATUSES},
     }
 
 

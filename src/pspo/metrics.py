@@ -45,7 +45,7 @@ SECTIONS: dict[str, list[Metric]] = {
             "share",
             "Comparisons that failed in math-verify, or answers too long to be compared; rewarded 0.",
         ),
-        Metric("length/mean", "tokens", "Mean length of the completions, EOS included."),
+        Metric("length/mean", "tokens", "Mean length of the completions, or solutions; EOS included."),
         Metric("length/max", "tokens", "Longest completion."),
         Metric("length/truncated_share", "share", "Completions cut at rollout.max_new_tokens: no EOS, reward 0."),
         Metric(

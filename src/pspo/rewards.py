@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pspo.config import schema
 from pspo.data.order import distinct
-from pspo.grading import Grade
+from pspo.grading import Grade, last_number_is
 from pspo.seeds import derive
 from pspo.types import Completion, Group
 
@@ -26,16 +26,17 @@ def rewards_of(groups: Sequence[Group], grades: Sequence[Grade], cfg: schema.Rew
             draws = (derive(seed, *name, k) / 2**62 for k in range(len(group.completions)))
             rows.append([float(draw < cfg.probability) for draw in draws])
         else:
-            rows.append([worth(completion, next(of_groups), cfg) for completion in group.completions])
+            gold = group.problem.gold
+            rows.append([worth(completion, next(of_groups), gold, cfg) for completion in group.completions])
     return torch.tensor(rows)
 
 
-def worth(completion: Completion, grade: Grade, cfg: schema.Accuracy | schema.Format) -> float:
+def worth(completion: Completion, grade: Grade, gold: str, cfg: schema.Accuracy | schema.Format) -> float:
     """Of one completion. A comparison that failed (time-out, unreadable gold) is not right, and has its format.
 
     >>> cut = Completion((5, 6), (-0.1, -3.0), "#### 7", finished=False)
-    >>> released = schema.Accuracy("accuracy", "lenient", format_bonus=0.05, must_end=False)
-    >>> worth(cut, Grade(False, "7"), released), worth(cut, Grade(False, "7"), schema.Format("format"))
+    >>> released = schema.Accuracy("accuracy", "last_number", format_bonus=0.05, must_end=False)
+    >>> worth(cut, Grade(False, "7"), "8", released), worth(cut, Grade(False, "7"), "8", schema.Format("format"))
     (0.05, 0.0)
     """
     has_format = grade.status != "no_answer"
@@ -43,5 +44,8 @@ def worth(completion: Completion, grade: Grade, cfg: schema.Accuracy | schema.Fo
         return float(has_format and completion.finished)
     if cfg.must_end and not completion.finished:
         return 0.0
-    right = grade.lenient if cfg.reading == "lenient" else grade.correct
+    if cfg.reading == "last_number":
+        right = last_number_is(completion.text, gold)
+    else:
+        right = grade.lenient if cfg.reading == "lenient" else grade.correct
     return 1.0 if right else cfg.format_bonus if has_format else 0.0

@@ -40,7 +40,7 @@ from pspo.exams import Exams
 from pspo.files import write_whole
 from pspo.grading import Grade, Grader
 from pspo.learner import learning_rate, make_learner
-from pspo.measures import gap_metrics, rollout_metrics, update_metrics
+from pspo.measures import gap_metrics, length_metrics, rollout_metrics, update_metrics
 from pspo.memory import Memory
 from pspo.models import read_weights, save_policy, write_policy
 from pspo.objective import UpdateStats
@@ -217,6 +217,7 @@ class Run:
             unknown = (math.nan,) * len(ids[:most])
             completion = Completion(ids[:most], unknown, problem.solution, finished=len(ids) <= most)
             groups.append(Group(problem, prompt, (completion,)))
+        self.metrics |= length_metrics(groups)
         return groups
 
     def reward(self, groups: Sequence[Group], step: int) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pspo.config import StudyConfig
-from settings import LEFT_OUT, Setting, settings_of
+from settings import LEFT_OUT, Setting, settings_of, varying
 from studies import Cell, cells_of, load_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +43,22 @@ def test_a_value_of_the_study_or_its_command_line_is_no_files(study_config) -> N
     assert found["learner.lr"].value == "3e-05" and found["learner.lr"].source == "the study"
     assert found["learner.minibatches"].where.startswith("conf/learner/small.yaml:")  # and not released.yaml
     assert found["eval.max_new_tokens"].value == "64" and found["eval.max_new_tokens"].where.startswith("conf/eval/")
+
+
+@pytest.mark.parametrize(("study", "settings"), [("alpha", ["surrogate.alpha"]), ("main", None), ("controls", None)])
+def test_as_few_settings_as_tell_the_runs_apart(study_config, study: str, settings: list[str] | None) -> None:
+    cells = cells_of(load_study(study), study_config(f"study={study}"))
+    names = varying(cells)
+    assert settings is None or names == settings
+    told = {tuple(str(value_of(cell, name)) for name in names) for cell in cells}
+    assert len(told) == len({(cell.arm, cell.regime) for cell in cells}) and len(names) <= 6
+
+
+def value_of(cell: Cell, name: str) -> object:
+    found: object = cell.cfg
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
 
 
 def test_all_that_decides_a_run_is_there(of_paper: dict[str, Setting]) -> None:

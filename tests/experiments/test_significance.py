@@ -68,12 +68,14 @@ def test_the_sign_flip_test_is_exact() -> None:
 
 def test_a_true_difference_of_the_detectable_size_is_found_as_often_as_promised() -> None:
     rng = np.random.default_rng(3)
-    for level in (0.05, 0.05 / 8):
-        size = detectable(0.05, 5, level)
-        assert size is not None
-        draws = rng.normal(size, 0.05, size=(4000, 5))
-        found = np.mean(stats.ttest_1samp(draws, 0.0, axis=1).pvalue < level)
-        assert found == pytest.approx(0.8, abs=0.02)
+    for seeds in (2, 3, 5, 10):
+        for comparisons in (1, 12, 100):
+            level = 0.05 / comparisons
+            size = detectable(0.05, seeds, level)
+            assert size is not None
+            draws = rng.normal(size, 0.05, size=(4000, seeds))
+            found = np.mean(stats.ttest_1samp(draws, 0.0, axis=1).pvalue < level)
+            assert found == pytest.approx(0.8, abs=0.025), (seeds, comparisons)
 
 
 def test_under_no_difference_few_are_told_apart() -> None:

@@ -83,9 +83,9 @@ def compose_each(name: str, schema: type[C], cells: Iterable[Sequence[str]]) -> 
             cfg = copy.deepcopy(bases[grouped])
             for o in values:
                 OmegaConf.update(cfg, o.key_or_group, o.value(), merge=True)
+            return checked(cfg, schema)
         except (HydraException, OmegaConfBaseException, ValueError):
             return compose(name, schema, overrides)  # which says what is wrong
-        return checked(cfg, schema)
 
     return [one(overrides) for overrides in cells]
 

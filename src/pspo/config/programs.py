@@ -117,6 +117,7 @@ class TrainConfig:
             "surrogate": (self.surrogate.name, "no_clip"),
             "learner.passes": (learner.passes, 1),
             "learner.kl_coef": (learner.kl_coef, 0.0),
+            "learner.entropy_bonus": (learner.entropy_bonus, 0.0),
             "learner.correction": (learner.correction, "none"),
             "rollout.refill": (self.rollout.refill, 0),
         }

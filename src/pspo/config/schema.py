@@ -93,8 +93,9 @@ class Accuracy:
 
     __pydantic_config__ = FORBID
     name: Literal["accuracy"]
-    reading: Literal["strict", "lenient"]
-    """Right where the prompt wants the answer, or also where one is found elsewhere (`pspo.grading`)."""
+    reading: Literal["strict", "lenient", "last_number"]
+    """Right where the prompt wants the answer; also where one is found elsewhere; or by the last number of the text,
+    even against an answer where the prompt wants it (`pspo.grading`)."""
     format_bonus: Share
     must_end: Flag
     """0 for completions that were cut by the token limit."""

@@ -68,9 +68,12 @@ class Prompter:
         """Token ids of a completion that is this solution, and of what ends it: in a chat the token that the template
         writes after an answer, elsewhere EOS. Marks of a calculator, as GSM8K has them, are left out."""
         text = re.sub(r"<<[^<>]*>>", "", solution)
-        ids, known = eos_ids(self.tokenizer), self.tokenizer.get_vocab().get(self._after_answer)
-        end = ids[0] if known is None else known
-        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], end)
+        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self._end)
+
+    @functools.cached_property
+    def _end(self) -> int:
+        known = self.tokenizer.get_vocab().get(self._after_answer)
+        return eos_ids(self.tokenizer)[0] if known is None else known
 
     @functools.cached_property
     def ends(self) -> Ends:

@@ -21,7 +21,7 @@ from pspo.grading.normalise import (
     without_base,
     without_name,
 )
-from pspo.grading.numbers import Number, exact_number, leading_number, lenient_number
+from pspo.grading.numbers import Number, exact_number, last_number, leading_number, lenient_number
 from pspo.grading.shapes import cannot_equal, expand_signs, shape
 from pspo.grading.units import Unit, split_unit
 from pspo.grading.values import value, values_differ
@@ -86,6 +86,17 @@ def bare_gold(gold: str, style: Style) -> str | None:
         box = last_box(gold)
         return (gold if box is None else box).strip() or None
     raise _unknown(style)
+
+
+def last_number_is(completion: str, gold: str) -> bool:
+    """Is the last number of a completion, wherever it stands, that of the gold? The released code's reading; no grade.
+
+    >>> last_number_is("#### 8. So it is 7", "7"), last_number_is("#### 7. There are 9 of them", "7")
+    (True, False)
+    """
+    found, gold_line = last_number(completion), last_hash_line(gold)
+    target = leading_number(gold if gold_line is None else gold_line)
+    return found is not None and target is not None and found.value == target.value
 
 
 def answer_key(answer: str, style: Style) -> str:

@@ -283,6 +283,11 @@ def lenient_number(text: str, tail: int = 20_000) -> Number | None:
     for rest in after_answer(text, tail):
         if number := leading_number(rest):
             return number
+    return last_number(text, tail)
+
+
+def last_number(text: str, tail: int = 20_000) -> Number | None:
+    """The last number of a text, whatever stands around it; only the last `tail` characters are looked at."""
     for match in reversed(list(_ANY_NUMBER.finditer(to_ascii(text[-tail:])))[-CANDIDATES:]):
         if number := leading_number(match.group()):
             return number
