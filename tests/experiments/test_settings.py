@@ -29,7 +29,7 @@ def test_a_setting_has_the_source_that_stands_beside_it(of_paper: dict[str, Sett
 
 
 def test_what_differs_between_runs_is_told_by_what_it_hangs_on(of_paper: dict[str, Setting]) -> None:
-    assert of_paper["learner.passes"].value == "2, but no_clip, one pass: 1"
+    assert of_paper["learner.passes"].value == "2, but no_clip, one pass: 1; sft: 1"
     assert of_paper["rollout.max_new_tokens"].value == "gsm8k: 128; math: 1024"
     assert of_paper["surrogate.epsilon_low"].value == "0.2, but qwen2_5_0_5b, clip: 0.1"
     assert of_paper["surrogate.alpha"].value == "pspo: 0.1"  # the others have none
