@@ -83,7 +83,7 @@ def draw_panel(panel: Axes, curve: Curve, arms: Sequence[str], cells: Sequence[C
         )
     if one_line:
         for cell in cells:
-            graded = read_graded(cell.run_dir / "eval" / f"{cell.cfg.data.name}.jsonl").values()
+            graded = read_graded(cell.evaluation).values()
             accuracy = 100 * sum(one.correct for one in graded) / len(graded)
             place = values.index(curve.x.value(cell.cfg)) + 0.16
             panel.plot(place, accuracy, "o", color=COLOURS[1], markersize=4, markeredgewidth=0)

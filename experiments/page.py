@@ -210,7 +210,7 @@ def samples_of(cells: Sequence[Cell]) -> list[Sample]:
     for _, of_seed in grouped([cell for cell in cells if cell.complete], lambda cell: cell.seed):
         if len(of_seed) < 2:
             continue
-        answers = {cell.arm: read_graded(cell.run_dir / "eval" / f"{cell.cfg.data.name}.jsonl") for cell in of_seed}
+        answers = {cell.arm: read_graded(cell.evaluation) for cell in of_seed}
         if of_seed[0].start_evaluation.is_file():
             answers = {"before RL": read_graded(of_seed[0].start_evaluation), **answers}
         first = next(iter(answers.values()))

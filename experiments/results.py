@@ -293,7 +293,7 @@ def _start_row(place: tuple[str, str], start: Answers | None) -> Row:
 
 def _by_seed(cells: Sequence[Cell], which: str, read: Callable[[Path], Answers]) -> dict[int, Answers]:
     """Seed -> graded problems of the complete runs; `which` is "" for the last checkpoint, ".best" for the best."""
-    paths = {cell.seed: cell.run_dir / "eval" / f"{cell.cfg.data.name}{which}.jsonl" for cell in cells if cell.complete}
+    paths = {cell.seed: cell.evaluation.with_suffix(f"{which}.jsonl") for cell in cells if cell.complete}
     # A run without validation has no best checkpoint; read() complains of any other file that is not there.
     return {seed: read(path) for seed, path in paths.items() if which == "" or path.is_file()}
 

@@ -170,6 +170,11 @@ class Cell:
         return (self.run_dir / "DONE").exists()
 
     @property
+    def evaluation(self) -> Path:
+        """Per-problem file of the last policy on the run's own test part."""
+        return self.run_dir / "eval" / f"{self.cfg.data.name}.jsonl"
+
+    @property
     def start_dir(self) -> Path:
         """Where the policy that this run starts from keeps its evaluation, and its weights if they are made here."""
         if self.cfg.model.path is None:

@@ -17,13 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
+from figures import plt, save
 from pspo import surrogates
 
 if TYPE_CHECKING:
@@ -325,16 +322,6 @@ def figure_ratios(moved: Sequence[Moved], folder: Path) -> Path:
     axes[0].set_ylabel("tokens")
     axes[0].legend(frameon=False, fontsize="small")
     return save(figure, folder / "ratios")
-
-
-def save(figure: plt.Figure, path: Path) -> Path:
-    """As SVG and PNG; returns the SVG's path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "pspo"}
-    for ending in ("png", "svg"):
-        figure.savefig(path.with_suffix(f".{ending}"), dpi=160, metadata={"Date": None} if ending == "svg" else None)
-    plt.close(figure)
-    return path.with_suffix(".svg")
 
 
 if __name__ == "__main__":

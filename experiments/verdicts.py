@@ -299,7 +299,7 @@ def answers_of(path: Path) -> Answers:
 
 
 def last_of(cell: Cell) -> Answers:
-    return answers_of(cell.run_dir / "eval" / f"{cell.cfg.data.name}.jsonl")
+    return answers_of(cell.evaluation)
 
 
 def pairs(ours: Sequence[Cell], theirs: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
