@@ -115,14 +115,16 @@ def draw(folder: Path, cells: Sequence[Cell], arms: Sequence[str]) -> list[Figur
         caption = f"{where}Shares of completion tokens by their ratio, all updates of a step, mean over seeds."
         found.append(Figure(save(distributions(place), folder / f"ratio_distribution{suffix}"), caption))
         caption = f"{where}Time of a step by phase, median over steps, mean over seeds. Runs may share a machine."
-        found.append(Figure(save(by_regime(place, phases), folder / f"time{suffix}"), caption))
+        widest = 0.25 + 0.08 * max(len(arm) for arm in arms)
+        found.append(Figure(save(by_regime(place, phases, left=widest), folder / f"time{suffix}"), caption))
     return found
 
 
 def save(drawing: Drawing, path: Path) -> Path:
     """As SVG and PNG, the same bytes for the same data; closes it, and returns the path of the SVG."""
-    drawing.draw_without_rendering()
-    drawing.set_layout_engine("none")  # once for both
+    if drawing.get_layout_engine() is not None:
+        drawing.draw_without_rendering()
+        drawing.set_layout_engine("none")  # once for both
     for ending in ("png", "svg"):
         target = path.with_name(f"{path.name}.{ending}")
         drawing.savefig(target, dpi=120, metadata={"Date": None} if ending == "svg" else None)
@@ -130,19 +132,46 @@ def save(drawing: Drawing, path: Path) -> Path:
     return path.with_name(f"{path.name}.svg")
 
 
-def by_regime(place: Place, fill: Callable[[Axes, list[tuple[str, Runs]]], None]) -> Drawing:
-    """A panel a regime, filled by `fill`, with one legend for all."""
+@dataclass(frozen=True)
+class Room:
+    """Inches of a panel with what stands around it, and of the strips for a legend beside or below all panels."""
+
+    width: float = 4.3
+    height: float = 3.1
+    left: float = 0.75
+    right: float = 0.15
+    top: float = 0.35
+    bottom: float = 0.55
+    beside: float = 0.0
+    below: float = 0.0
+
+
+def grid(rows: int, columns: int, room: Room) -> tuple[Drawing, NDArray[Any]]:
+    """Axes [rows, columns], with places for their labels. By hand: matplotlib takes half a minute to find a layout for
+    48 panels, and each time that it draws them it looks for labels that might meet."""
+    width, height = columns * room.width + room.beside, rows * room.height + room.below
+    inner = room.width - room.left - room.right, room.height - room.top - room.bottom
+    drawing = plt.figure(figsize=(width, height))
+    axes = np.empty((rows, columns), dtype=object)
+    for row, column in np.ndindex(rows, columns):
+        x, y = column * room.width + room.left, height - (row + 1) * room.height + room.bottom
+        panel = drawing.add_axes((x / width, y / height, inner[0] / width, inner[1] / height))
+        panel.xaxis.set_label_coords(0.5, -0.28 / inner[1])
+        panel.yaxis.set_label_coords(-0.46 / inner[0], 0.5)
+        axes[row, column] = panel
+    return drawing, axes
+
+
+def by_regime(place: Place, fill: Callable[[Axes, list[tuple[str, Runs]]], None], left: float = Room.left) -> Drawing:
+    """A panel a regime, filled by `fill`, with one legend for all; `left`: inches for what stands left of each."""
     columns = min(len(place), COLUMNS)
-    rows = -(-len(place) // columns)
-    drawing, axes = plt.subplots(
-        rows, columns, figsize=(4.3 * columns + 0.5, 3.1 * rows + 0.5), squeeze=False, layout="constrained"
-    )
+    drawing, axes = grid(-(-len(place) // columns), columns, Room(left=left, below=0.6))
     for panel, (regime, methods) in zip(axes.flat, place, strict=False):
         fill(panel, methods)
-        panel.set_title(regime)
+        panel.set_title(regime, y=1.0)
     for panel in axes.flat[len(place) :]:
         panel.set_axis_off()
-    legend(drawing, axes.flat, loc="outside lower center", ncols=5)
+    legend(drawing, axes.flat, loc="lower center", ncols=2 + columns)
     return drawing
 
 
@@ -199,10 +228,7 @@ def against(curve: Curve, arms: Sequence[str], panel: Axes, methods: list[tuple[
 def distributions(place: Place) -> Drawing:
     """Rows are regimes, columns arms: the share of tokens in each interval of RATIO_EDGES, stacked, by step."""
     widest = max(len(methods) for _, methods in place)
-    width, height = 2.5 * widest + 2.0, 1.9 * len(place) + 0.6
-    drawing, axes = plt.subplots(len(place), widest, figsize=(width, height), squeeze=False, sharex=True, sharey=True)
-    # By hand: a layout of 48 panels takes half a minute to be found.
-    drawing.subplots_adjust(0.7 / width, 0.5 / height, 1 - 1.4 / width, 1 - 0.3 / height, hspace=0.35)
+    drawing, axes = grid(len(place), widest, Room(width=2.6, height=2.0, left=0.65, top=0.3, bottom=0.5, beside=1.4))
     edges = [f"{edge:g}" for edge in RATIO_EDGES]
     labels = [f"r < {edges[0]}", *(f"{a} to {b}" for a, b in pairwise(edges)), f"r >= {edges[-1]}"]
     shades = plt.get_cmap("PuOr")(np.linspace(0.02, 0.98, len(labels)))
@@ -215,7 +241,9 @@ def distributions(place: Place) -> Drawing:
             none, all_ = np.zeros(len(steps)), np.full(len(steps), 100.0)
             cumulative = np.array([none, *(100 * values.mean(axis=0) for _, values in below), all_])
             panel.stackplot(steps, np.diff(cumulative, axis=0), colors=shades, labels=labels, linewidth=0)
-            panel.set_title(f"{arm}" if len(place) == 1 else f"{regime}: {arm}", fontsize="small")
+            panel.margins(0)
+            panel.set_yticks([0, 50, 100])
+            panel.set_title(f"{arm}" if len(place) == 1 else f"{regime}: {arm}", fontsize="small", y=1.0)
         for panel in row[len(methods) :]:
             panel.set_axis_off()
         row[0].set_ylabel("tokens (%)")

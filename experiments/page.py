@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,11 @@ def samples_of(cells: Sequence[Cell]) -> list[Sample]:
 def with_questions(samples: Sequence[Sample], cell: Cell) -> list[Sample]:
     """Questions of the built-in world are made again; those of data sets are shown where the file has them."""
     data = cell.cfg.data
-    made = {}
-    if isinstance(data, WordProblems):
-        made = {one.problem.id: one.problem.question for one in examples(data, "test", data.test)}
+    made = questions(data) if isinstance(data, WordProblems) else {}
     return [replace(sample, question=made.get(sample.id, sample.written[-1][1].question)) for sample in samples]
+
+
+@cache
+def questions(data: WordProblems) -> Mapping[str, str]:
+    """Of the test part, by problem id."""
+    return {one.problem.id: one.problem.question for one in examples(data, "test", data.test)}

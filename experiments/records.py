@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,17 @@ class Graded:
     """Where the file has it."""
 
 
-def read_graded(path: Path) -> dict[str, Graded]:
-    """Problem id -> what became of it, in the file's order. Raises PspoError for a file that is not whole."""
+def read_graded(path: Path) -> Mapping[str, Graded]:
+    """Problem id -> what became of it, in the file's order. Raises PspoError for a file that is not whole.
+
+    Tables, verdicts, figures and samples all ask for the same files: one that has not changed is read once.
+    """
+    found = path.stat() if path.is_file() else None
+    return _read_graded(path, found and (found.st_ino, found.st_mtime_ns, found.st_size))
+
+
+@cache
+def _read_graded(path: Path, _version: tuple[int, int, int] | None) -> Mapping[str, Graded]:
     graded: dict[str, Graded] = {}
     for number, line in enumerate(read_jsonl(path), start=1):
         try:

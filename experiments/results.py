@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from statistics import fmean as mean
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarking import evaluated
 from pspo.config import StudyConfig
+from pspo.config.schema import WordProblems
 from pspo.data.wordproblems import arithmetic_holds, equations, style_of
 from pspo.errors import PspoError
 from pspo.intervals import Bounds, Estimate, estimate, wilson
@@ -63,7 +63,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `arm` None: the policy that every method of this model starts from."""
+    """A line of the table. `arm` None: the policy that every method of this model starts from, `start` names it."""
 
     model: str
     data: str
@@ -84,6 +84,11 @@ class Row:
     """Of the starting policy alone."""
     texts: Texts | None
     published: tuple[Published, ...]
+    start: str = ""
+
+    @property
+    def method(self) -> str:
+        return self.arm or f"before RL ({self.start})"
 
     @property
     def incomplete(self) -> bool:
@@ -98,16 +103,15 @@ class Row:
 def rows_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Row]:
     """For each model and data set the starting policy, then each method in each regime, in the study's order."""
     rows: list[Row] = []
-    read = cache(read_graded)
     for place, of_place in grouped(cells, lambda cell: (cell.model, cell.data)):
         start_path = of_place[0].start_evaluation
-        start = read(start_path) if start_path.is_file() else None
-        rows.append(_start_row(place, start))
+        start = read_graded(start_path) if start_path.is_file() else None
+        rows.append(_start_row(of_place[0], start))
         for regime, of_regime in grouped(of_place, lambda cell: cell.regime):
             of_arm = dict(grouped(of_regime, lambda cell: cell.arm))
-            baseline = _by_seed(of_arm.get(study.baseline, []), "", read)
+            baseline = _by_seed(of_arm.get(study.baseline, []), "")
             for arm, members in of_arm.items():
-                last = _by_seed(members, "", read)
+                last = _by_seed(members, "")
                 rows.append(
                     Row(
                         model=place[0],
@@ -118,11 +122,11 @@ def rows_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Row]:
                         planned=len(members),
                         problems=len(next(iter(last.values()))) if last else 0,
                         last=accuracy(last),
-                        best=accuracy(_by_seed(members, ".best", read)),
+                        best=accuracy(_by_seed(members, ".best")),
                         difference=None if arm == study.baseline else difference(last, baseline),
                         gain=None if start is None else difference(last, dict.fromkeys(last, start)),
                         wilson=None,
-                        texts=texts_of([graded for answers in last.values() for graded in answers.values()], place[1]),
+                        texts=texts_of([one for answers in last.values() for one in answers.values()], members[0]),
                         published=published_for(place[0], place[1], arm) if cfg.scale == "paper" else (),
                     )
                 )
@@ -158,10 +162,9 @@ class Comparison:
 
 def comparisons_of(study: Study, cells: Sequence[Cell]) -> list[Comparison]:
     """Every arm but the baseline, in each place where it and the baseline have a seed in common."""
-    read = cache(read_graded)
     found: list[tuple[tuple[str, str, str, str], NDArray[np.float64], NDArray[np.float64]]] = []
     for place, members in grouped(cells, lambda cell: (cell.model, cell.data, cell.regime)):
-        of_arm = {arm: _by_seed(of_arm, "", read) for arm, of_arm in grouped(members, lambda cell: cell.arm)}
+        of_arm = {arm: _by_seed(of_arm, "") for arm, of_arm in grouped(members, lambda cell: cell.arm)}
         baseline = of_arm.get(study.baseline, {})
         for arm, ours in of_arm.items():
             seeds = [seed for seed in ours if seed in baseline]
@@ -271,11 +274,11 @@ def _difference_of_shares(
     return estimate(both[: len(seeds)] - both[len(seeds) :])
 
 
-def _start_row(place: tuple[str, str], start: Answers | None) -> Row:
+def _start_row(cell: Cell, start: Answers | None) -> Row:
     one = {} if start is None else {0: start}
     return Row(
-        model=place[0],
-        data=place[1],
+        model=cell.model,
+        data=cell.data,
         regime=None,
         arm=None,
         done=len(one),
@@ -286,16 +289,17 @@ def _start_row(place: tuple[str, str], start: Answers | None) -> Row:
         difference=None,
         gain=None,
         wilson=wilson(sum(graded.correct for graded in start.values()), len(start)) if start else None,
-        texts=texts_of(list(start.values()), place[1]) if start else None,
+        texts=texts_of(list(start.values()), cell) if start else None,
         published=(),
+        start="the warm start" if cell.cfg.model.path is None else "the base model",
     )
 
 
-def _by_seed(cells: Sequence[Cell], which: str, read: Callable[[Path], Answers]) -> dict[int, Answers]:
+def _by_seed(cells: Sequence[Cell], which: str) -> dict[int, Answers]:
     """Seed -> graded problems of the complete runs; `which` is "" for the last checkpoint, ".best" for the best."""
     paths = {cell.seed: cell.evaluation.with_suffix(f"{which}.jsonl") for cell in cells if cell.complete}
-    # A run without validation has no best checkpoint; read() complains of any other file that is not there.
-    return {seed: read(path) for seed, path in paths.items() if which == "" or path.is_file()}
+    # A run without validation has no best checkpoint; read_graded complains of any other file that is not there.
+    return {seed: read_graded(path) for seed, path in paths.items() if which == "" or path.is_file()}
 
 
 def accuracy(by_seed: Mapping[int, Answers]) -> Estimate | None:
@@ -330,10 +334,11 @@ def aligned(runs: Iterable[Mapping[str, float]]) -> NDArray[np.float64]:
     return np.array([[values[one] for one in ids] for values in every], dtype=np.float64)
 
 
-def texts_of(graded: Sequence[Graded], data: str) -> Texts | None:
+def texts_of(graded: Sequence[Graded], cell: Cell) -> Texts | None:
+    """`cell`: a run that they are of, or are before. None where nothing is graded."""
     if not graded:
         return None
-    has_styles = data == "wordproblems"
+    has_styles = isinstance(cell.cfg.data, WordProblems)
     return Texts(
         lenient=_share(one.lenient for one in graded),
         truncated=_share(not one.finished for one in graded),

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -161,7 +162,7 @@ class Cell:
     def name(self) -> str:
         return f"{self.arm}/{self.model}/{self.data}/{self.regime}/s{self.seed}"
 
-    @property
+    @cached_property
     def run_dir(self) -> Path:
         return run_dir_of(self.cfg)
 

@@ -47,7 +47,7 @@ def columns(rows: Sequence[Row], baseline: str, paper: bool) -> list[Column[Row]
         chosen += [Column("model", lambda row: row.model), Column("trained and tested on", lambda row: row.data)]
     chosen += [
         Column("regime", lambda row: row.regime or NONE),
-        Column("method", lambda row: row.arm or "before RL"),
+        Column("method", lambda row: row.method),
         Column("accuracy, %", lambda row: bounds_only(row) if row.arm is None else level(row.last)),
         Column("at best validation, %", lambda row: level(row.best)),
         Column(f"minus {baseline}, points", lambda row: change(row.difference)),
@@ -320,7 +320,7 @@ def flat(row: Row) -> dict[str, object]:
         "model": row.model,
         "data": row.data,
         "regime": row.regime,
-        "method": row.arm or "before RL",
+        "method": row.method,
         "runs_done": row.done,
         "runs_planned": row.planned,
         "problems": row.problems,

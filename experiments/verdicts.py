@@ -188,6 +188,7 @@ class Verdict:
         return any(one.seeds for one in self.findings) and any(one.seeds < one.planned for one in self.findings)
 
 
+@cache
 def load_claims() -> Claims:
     return load_yaml(CLAIMS, Claims)
 
@@ -293,13 +294,8 @@ def lines_of(claim: Claim, cells: Sequence[Cell]) -> Iterator[Callable[[float], 
             yield partial(at_most, test, where, of_arm[test.arm])
 
 
-@cache
-def answers_of(path: Path) -> Answers:
-    return read_graded(path)
-
-
 def last_of(cell: Cell) -> Answers:
-    return answers_of(cell.evaluation)
+    return read_graded(cell.evaluation)
 
 
 def pairs(ours: Sequence[Cell], theirs: Sequence[Cell]) -> list[tuple[Cell, Cell]]:
@@ -312,7 +308,7 @@ def differences(ours: Sequence[Cell], theirs: Sequence[Cell] | None) -> NDArray[
     """Points of accuracy, one a seed [S]: ours minus theirs, or minus the starting policy's."""
     if theirs is None:
         some = [cell for cell in ours if cell.complete and cell.start_evaluation.is_file()]
-        two = [(last_of(cell), answers_of(cell.start_evaluation)) for cell in some]
+        two = [(last_of(cell), read_graded(cell.start_evaluation)) for cell in some]
     else:
         two = [(last_of(a), last_of(b)) for a, b in pairs(ours, theirs)]
     return np.array([100 * float(np.diff(correct_of([b, a]).mean(axis=1))[0]) for a, b in two])

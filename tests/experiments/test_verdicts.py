@@ -23,7 +23,6 @@ PROBLEMS = 200
 def judged(monkeypatch: pytest.MonkeyPatch, cells: list[Cell], *tests: verdicts.Test) -> list[verdicts.Verdict]:
     claims = tuple(Claim(str(k), "ours", "it holds", "here", "smoke", test) for k, test in enumerate(tests))
     monkeypatch.setattr(verdicts, "load_claims", lambda: Claims("2026-11-28", claims))
-    verdicts.answers_of.cache_clear()
     return verdicts.verdicts_of("smoke", "cpu", STUDY, cells)
 
 
