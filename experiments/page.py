@@ -18,6 +18,7 @@ import curves
 import figures
 import tables
 import verdicts
+from cost import costs_of
 from figures import Figure
 from pspo.config import StudyConfig
 from pspo.config.schema import WordProblems
@@ -58,6 +59,7 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
         comparisons=comparisons_of(study, cells),
         asked=asked_of(study, cells, cfg),
         verdicts=verdicts_of(cfg.study, cfg.scale, study, cells),
+        costs=costs_of(study, cells, cfg),
     )
     sizes = sorted({row.problems for row in made.rows if row.problems})
     header["test problems"] = ", ".join(map(str, sizes)) or "none graded yet"
@@ -113,6 +115,7 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
                     else []
                 ),
             ],
+            costs=Part("What it takes", tables.COST_COLUMNS, made.costs, tables.COST_LEGEND),
             complete=sum(cell.complete for cell in cells),
             cells=cells,
             figures=[(figure.caption, svg(figure.path)) for figure in drawn],

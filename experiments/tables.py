@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
+from cost import Cost
 from pspo.intervals import Bounds, Estimate
 from records import NOT_GRADED
 from results import Asked, Comparison, Row
@@ -31,7 +32,7 @@ class Line:
         return self.verdict.claim.id
 
 
-R = TypeVar("R", bound=Row | Comparison | Asked | Line)
+R = TypeVar("R", bound=Row | Comparison | Asked | Line | Cost)
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,25 @@ def asked_legend(baseline: str) -> list[str]:
         "completions, mean over seeds; intervals as above. Pass@k: chance that one of k completions is right. "
         f"Majority: the most frequent answer is right. Minus {baseline}: paired, on the same seeds and problems.",
     ]
+
+
+COST_COLUMNS: list[Column[Cost]] = [
+    Column("scale", lambda one: one.scale),
+    Column("model", lambda one: one.model),
+    Column("trained on", lambda one: one.data),
+    Column("runs", lambda one: str(one.planned)),
+    Column("steps", lambda one: f"{one.steps:,}"),
+    Column("completions sampled", lambda one: f"{one.completions:,}"),
+    Column("of tokens, at most", lambda one: f"{one.sampled:,}"),
+    Column("tokens learned from, at most", lambda one: f"{one.learned:,}"),
+    Column("completions of validations", lambda one: f"{one.validated:,}"),
+    Column("hours", lambda one: NONE if one.hours is None else f"{one.hours:.2f} of {one.done} runs"),
+]
+COST_LEGEND = [
+    "Counted from the settings: all runs of a model and data set. Tokens are limits, each pass over a batch counts; "
+    "every run ends with the test part twice besides, and the study's benchmarks. Hours: measured, of training with "
+    "its validations and checkpoints, each run for itself though two shared the machine; none where nothing was run.",
+]
 
 
 VERDICT_COLUMNS: list[Column[Line]] = [
@@ -382,11 +402,12 @@ class Contents:
     comparisons: Sequence[Comparison]
     asked: Sequence[Asked]
     verdicts: Sequence[Verdict]
+    costs: Sequence[Cost]
 
 
 def write(folder: Path, header: Mapping[str, str], made: Contents, baseline: str, paper: bool) -> Path:
-    """Writes table_main.{md,csv,tex,json} into a folder, and {comparisons,benchmarks,verdicts}.{csv,tex} of what there
-    is, which the Markdown and JSON ones hold as well; returns the path of the Markdown one."""
+    """Writes table_main.{md,csv,tex,json} into a folder, and {comparisons,benchmarks,verdicts,cost}.{csv,tex} of what
+    there is, which the Markdown and JSON ones hold as well; returns the path of the Markdown one."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [*(f"- {name}: {value}" for name, value in header.items()), ""]
     parts = {
@@ -399,6 +420,7 @@ def write(folder: Path, header: Mapping[str, str], made: Contents, baseline: str
         ),
         "benchmarks": (asked_columns(made.asked, baseline), made.asked, asked_legend(baseline), flat_asked),
         "verdicts": (VERDICT_COLUMNS, verdict_lines(made.verdicts), verdict_legend(), flat_line),
+        "cost": (COST_COLUMNS, made.costs, COST_LEGEND, asdict),
     }
     record: dict[str, object] = {"header": dict(header), "baseline": baseline}
     texts: dict[str, str] = {}
