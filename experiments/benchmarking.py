@@ -7,7 +7,6 @@ run's eval/ directory; beside it the run has graded itself on its own test part 
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from pathlib import Path
 
 from driver import Task
 from pspo.config import EvalConfig, StudyConfig, compose, to_yaml
+from pspo.grading import Style
+from records import read_summary
 from studies import Cell, Study, group_of, override, threads
 
 EVALUATE = Path(__file__).resolve().parents[1] / "eval" / "evaluate.py"
@@ -43,11 +44,10 @@ def benchmark_tasks(
 def checkpoints_of(cell: Cell) -> dict[str, int]:
     """Which checkpoint -> its step: "" is the last one, ".best" the best by validation, where that is another."""
     last = {"": cell.cfg.steps}
-    try:
-        best = int(json.loads((cell.run_dir / "summary.json").read_text(encoding="utf-8"))["best_step"])
-    except FileNotFoundError:  # not yet complete
+    if not cell.complete:
         return last
-    return last if best == cell.cfg.steps else {**last, ".best": best}
+    best = read_summary(cell.run_dir).get("best_step")
+    return last if best in (None, cell.cfg.steps) else {**last, ".best": int(best)}
 
 
 def evaluations_of(cell: Cell, study: Study, cfg: StudyConfig) -> dict[str, EvalConfig]:
@@ -59,23 +59,26 @@ def evaluations_of(cell: Cell, study: Study, cfg: StudyConfig) -> dict[str, Eval
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation of one policy: `which` is "" for the last checkpoint, ".best" for the best; its file."""
+    """One evaluation of one policy: the "last" or the "best" checkpoint, which may be the same; its file."""
 
     benchmark: str
     which: str
     temperature: float
     path: Path
+    style: Style
 
 
 def evaluated(cell: Cell, study: Study, cfg: StudyConfig) -> list[Evaluated]:
-    """The evaluations of a complete run that the study asks for, and that are there."""
-    found = [
-        Evaluated(name, which, temperature, _at(_out(cell, name, which, settings), temperature))
-        for name, overrides in study.scales[cfg.scale].benchmarks.items()
-        for settings in [_settings(cell, overrides)]
-        for which in checkpoints_of(cell)
-        for temperature in _composed(settings).temperatures
-    ]
+    """The evaluations of a complete run that the study asks for, and that are there. Where the last checkpoint is the
+    best its evaluation stands for both: else "best" would be of those runs alone that got worse."""
+    best = ".best" if ".best" in checkpoints_of(cell) else ""
+    found = []
+    for name, overrides in study.scales[cfg.scale].benchmarks.items():
+        settings = _settings(cell, overrides)
+        asked = _composed(settings)
+        for label, which in (("last", ""), ("best", best)):
+            out = _out(cell, name, which, settings)
+            found += [Evaluated(name, label, T, _at(out, T), asked.prompt.style) for T in asked.temperatures]
     return [one for one in found if one.path.with_suffix(".summary.json").exists()]
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from benchmarking import evaluations_of
 from pspo.config import StudyConfig
 from pspo.config.programs import TrainConfig
+from pspo.config.schema import Data, WordProblems
 from records import read_metrics
 from results import grouped
 from studies import Cell, Study, cells_of
@@ -22,7 +24,8 @@ class Cost:
     completions  sampled in training
     sampled      their tokens
     learned      tokens of completions, or of solutions, gone through by the learner: each pass over a batch counts
-    validated    completions of the validations
+    evaluated    completions of validations, of the test part at the end (last and best policy), and of the study's
+                 benchmarks; None where a data set does not say how many problems it has
     hours        of the `done` runs, steps with evaluations and checkpoints between them; loading and the evaluation at
                  the end are not in it. Runs beside each other count each. None: none is complete.
     """
@@ -36,7 +39,7 @@ class Cost:
     completions: int
     sampled: int
     learned: int
-    validated: int
+    evaluated: int | None
     hours: float | None
 
     @property
@@ -46,11 +49,11 @@ class Cost:
 
 def costs_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Cost]:
     """This scale's first; at another nothing has been run in `cfg.runs`, as far as is looked."""
-    found = [cost_of(cfg.scale, here) for _, here in grouped(cells, place)]
-    for scale in study.scales:
-        if scale != cfg.scale:
-            other = cells_of(study, replace(cfg, scale=scale, overrides=()))
-            found += [cost_of(scale, here) for _, here in grouped(other, place)]
+    found = []
+    for scale in (cfg.scale, *(other for other in study.scales if other != cfg.scale)):
+        at = cfg if scale == cfg.scale else replace(cfg, scale=scale, overrides=())
+        for _, here in grouped(cells if at is cfg else cells_of(study, at), place):
+            found.append(cost_of(here, study, at))
     return found
 
 
@@ -58,12 +61,13 @@ def place(cell: Cell) -> tuple[str, str]:
     return cell.model, cell.data
 
 
-def cost_of(scale: str, cells: Sequence[Cell]) -> Cost:
+def cost_of(cells: Sequence[Cell], study: Study, cfg: StudyConfig) -> Cost:
     """Of cells of one model and data set."""
+    evaluations = [evaluated_by(cell, study, cfg) for cell in cells]
     complete = [cell for cell in cells if cell.complete]
     sequences = [sequences_of(cell.cfg) for cell in cells]
     return Cost(
-        scale,
+        cfg.scale,
         *place(cells[0]),
         done=len(complete),
         planned=len(cells),
@@ -78,7 +82,7 @@ def cost_of(scale: str, cells: Sequence[Cell]) -> Cost:
             n * cell.cfg.rollout.max_new_tokens * cell.cfg.learner.passes
             for cell, n in zip(cells, sequences, strict=True)
         ),
-        validated=sum(validations_of(cell.cfg) * cell.cfg.eval.validation_problems for cell in cells),
+        evaluated=None if None in evaluations else sum(one for one in evaluations if one is not None),
         hours=sum(seconds_of(cell) for cell in complete) / 3600 if complete else None,
     )
 
@@ -86,6 +90,26 @@ def cost_of(scale: str, cells: Sequence[Cell]) -> Cost:
 def sequences_of(cfg: TrainConfig) -> int:
     """That a run learns from: completions, or solutions, of which a problem has one."""
     return cfg.steps * cfg.rollout.prompts * (1 if cfg.train_on == "solutions" else cfg.rollout.group_size)
+
+
+def evaluated_by(cell: Cell, study: Study, cfg: StudyConfig) -> int | None:
+    """Completions of a run's evaluations, and of its policies' on the study's benchmarks. The best policy is counted
+    beside the last, though they may be the same."""
+    validations = validations_of(cell.cfg) * cell.cfg.eval.validation_problems
+    at_end = [(cell.cfg.data, cell.cfg.eval.test_problems, 1)]
+    for asked in evaluations_of(cell, study, cfg).values():
+        each = sum(1 if T == 0 else asked.samples for T in asked.temperatures)
+        at_end.append((asked.data, asked.limit, each))
+    counts = [(problems_of(data, limit), each) for data, limit, each in at_end]
+    if any(problems is None for problems, _ in counts):
+        return None
+    return validations + 2 * sum((problems or 0) * each for problems, each in counts)
+
+
+def problems_of(data: Data, limit: int | None) -> int | None:
+    """Of a test part; None where the data set's file does not say."""
+    size = data.test if isinstance(data, WordProblems) else (data.rows or {}).get("test")
+    return size if limit is None or size is None else min(size, limit)
 
 
 def validations_of(cfg: TrainConfig) -> int:

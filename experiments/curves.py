@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from figures import COLOURS, DASHES, legend, plt, save
+from figures import COLOURS, DASHES, Figure, Room, grid, legend, plt, save
+from pspo.intervals import Estimate
 from records import read_graded
-from results import Row, grouped
+from results import Asked, Row, grouped
 from studies import Cell, Curve, Study
 
 if TYPE_CHECKING:
@@ -39,6 +40,62 @@ def draw(folder: Path, study: Study, cells: Sequence[Cell], rows: Sequence[Row])
     return written
 
 
+def draw_by_temperature(folder: Path, study: Study, asked: Sequence[Asked]) -> list[Figure]:
+    """Accuracy, pass@k and majority vote of the last checkpoint against the temperature: a figure for each model, data
+    set and benchmark that has several, a row of panels for each regime."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Figure] = []
+    places: dict[tuple[str, str, str], list[Asked]] = {}
+    for row in asked:
+        if row.which == "last":
+            places.setdefault((row.model, row.data, row.benchmark), []).append(row)
+    for (model, data, benchmark), rows in places.items():
+        if len({row.temperature for row in rows}) < 2:
+            continue
+        most = max(row.samples for row in rows)
+        regimes, arms = list(dict.fromkeys(row.regime for row in rows)), list(study.arms)
+        kinds: dict[str, Callable[[Asked], Estimate]] = {
+            "accuracy (%)": lambda row: row.accuracy,
+            f"pass@{most} (%)": lambda row: row.pass_at_most,
+            "majority vote (%)": lambda row: row.majority,
+        }
+        drawing, axes = grid(len(regimes), len(kinds), Room(below=0.4))
+        for of_regime, regime in zip(axes, regimes, strict=True):
+            for panel, (label, value) in zip(of_regime, kinds.items(), strict=True):
+                for number, arm in enumerate(arms):
+                    # At T=0 there is one completion: its accuracy is in all three.
+                    of_arm = [row for row in rows if (row.regime, row.arm) == (regime, arm)]
+                    mine = sorted(of_arm, key=lambda row: row.temperature)
+                    draw_line(panel, arm, number, [(row.temperature, value(row)) for row in mine])
+                panel.set(xlabel="temperature", ylabel=label)
+                panel.set_title(regime, y=1.0)
+        legend(drawing, axes.flat, loc="lower center", ncols=4)
+        path = save(drawing, folder / f"temperature_{model}_{data}_{benchmark}")
+        caption = f"{model}, trained on {data}, asked {benchmark}: means over seeds with 95% intervals over seeds."
+        written.append(Figure(path, caption))
+    return written
+
+
+def draw_line(panel: Axes, name: str, number: int, points: Sequence[tuple[float, Estimate]]) -> None:
+    """Means with their intervals over seeds."""
+    bounds = [estimate.over_seeds or (estimate.value, estimate.value) for _, estimate in points]
+    panel.errorbar(
+        [x for x, _ in points],
+        [100 * estimate.value for _, estimate in points],
+        yerr=[
+            [100 * (estimate.value - low) for (_, estimate), (low, _) in zip(points, bounds, strict=True)],
+            [100 * (high - estimate.value) for (_, estimate), (_, high) in zip(points, bounds, strict=True)],
+        ],
+        color=COLOURS[number % len(COLOURS)],
+        linestyle=DASHES[number % len(DASHES)],
+        marker=MARKERS[number % len(MARKERS)],
+        markersize=5,
+        capsize=3,
+        linewidth=1.4,
+        label=name,
+    )
+
+
 def panels_of(curve: Curve, cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
     """Title and cells of each panel: a value of curve.panel, or a regime, unless regimes are what x goes over."""
     if curve.panel is not None:
@@ -63,24 +120,15 @@ def draw_panel(panel: Axes, curve: Curve, arms: Sequence[str], cells: Sequence[C
     lines = [("mean, 95% interval over seeds", list(cells))] if one_line else by_arm
     row_of = {(row.regime, row.arm): row for row in rows}
     for number, (name, members) in enumerate(lines):
-        which = 5 if one_line else arms.index(name)
+        which = 0 if one_line else arms.index(name)
         dodge = 0.0 if one_line else 0.08 * (number - (len(lines) - 1) / 2)
         places = {(cell.regime, cell.arm): values.index(curve.x.value(cell.cfg)) for cell in members}
-        means = sorted((place, row_of[key].last) for key, place in places.items() if row_of[key].last)
-        low = [100 * (mean.value - (mean.over_seeds or [mean.value])[0]) for _, mean in means if mean]
-        high = [100 * ((mean.over_seeds or [mean.value])[-1] - mean.value) for _, mean in means if mean]
-        panel.errorbar(
-            [place + dodge for place, _ in means],
-            [100 * mean.value for _, mean in means if mean],
-            yerr=[low, high],
-            color=COLOURS[which % len(COLOURS)],
-            linestyle="-" if one_line else DASHES[which % len(DASHES)],
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=5,
-            capsize=3,
-            linewidth=1.4,
-            label=name,
-        )
+        means = [
+            (place + dodge, last)
+            for key, place in sorted(places.items(), key=lambda one: one[1])
+            if (last := row_of[key].last)
+        ]
+        draw_line(panel, name, which, means)
     if one_line:
         for cell in cells:
             graded = read_graded(cell.evaluation).values()

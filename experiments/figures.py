@@ -35,6 +35,8 @@ PHASES = ("rollout", "grade", "check", "learn", "exchange", "sync", "other", "sa
 """Of a step, as metrics time/<phase>_s."""
 COLUMNS = 4
 """Panels beside each other."""
+MOST_STEPS = 300
+"""Of a line: more than so many points of a run of thousands of steps are not seen, and are megabytes of SVG."""
 
 plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "pspo", "axes.spines.top": False, "axes.spines.right": False}
 
@@ -188,9 +190,10 @@ def style_of(arm: str, arms: Sequence[str]) -> dict[str, str]:
 
 
 def series(runs: Runs, metric: str, scale: float = 1.0) -> tuple[list[int], NDArray[np.float64]]:
-    """The steps at which every seed has the metric, and its values there [S, steps]."""
+    """The steps at which every seed has the metric, every so many of them, and its values there [S, steps]."""
     by_run = [{step: v * scale for step, found in run.items() if (v := found.get(metric)) is not None} for run in runs]
     steps = sorted(set.intersection(*(set(values) for values in by_run)))
+    steps = steps[:: -(-len(steps) // MOST_STEPS) or 1]
     return steps, np.array([[run[step] for step in steps] for run in by_run])
 
 

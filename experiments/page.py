@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,12 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup, escape
+
 import audit
 import auditpage
 import curves
 import figures
 import tables
-import verdicts
+import verdictfiles
 from cost import costs_of
 from figures import Figure
 from pspo.config import StudyConfig
@@ -25,13 +26,13 @@ from pspo.config.schema import WordProblems
 from pspo.data.wordproblems import examples
 from pspo.files import write_whole
 from pspo.provenance import provenance
-from records import Graded, read_graded
-from results import all_published, asked_of, comparisons_of, grouped, rows_of
+from records import Graded, read_graded, read_json, read_summary
+from results import all_published, asked_of, bests_of, comparisons_of, grouped, rows_of
 from settings import settings_of
 from slurm import arguments_of
 from studies import Cell, Study
 from suspicion import CLASSES
-from verdicts import Verdict, theory_verdicts, verdicts_of
+from verdicts import Verdict, of_other_scales, theory_verdicts, verdicts_of
 
 TEMPLATE = Path(__file__).resolve().parent / "report.html.j2"
 SAMPLES = {"told apart": 24, "all wrong": 8, "all right": 8}
@@ -56,6 +57,7 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     header, paper = header_of(study, cells, cfg), cfg.scale == "paper"
     made = tables.Contents(
         rows=rows_of(study, cells, cfg),
+        bests=bests_of(study, cells),
         comparisons=comparisons_of(study, cells),
         asked=asked_of(study, cells, cfg),
         verdicts=verdicts_of(cfg.study, cfg.scale, study, cells),
@@ -64,14 +66,17 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     sizes = sorted({row.problems for row in made.rows if row.problems})
     header["test problems"] = ", ".join(map(str, sizes)) or "none graded yet"
     path = tables.write(folder, header, made, study.baseline, paper)
-    write_whole(folder / "verdicts.json", verdicts.to_json(made.verdicts, cfg.scale))
+    origin = {name: header[name] for name in ("date", "command", "commit", "machine")}
+    write_whole(folder / "verdicts.json", verdictfiles.to_json(made.verdicts, cfg.scale, origin))
     drawn = [
         *(Figure(one, CURVE) for one in curves.draw(folder / "figures", study, cells, made.rows)),
+        *curves.draw_by_temperature(folder / "figures", study, made.asked),
         *figures.draw(folder / "figures", cells, list(study.arms)),
     ]
     theory = Path(cfg.results) / "theory"
     formal = theory_verdicts(theory / "theory.json")
-    others = verdicts.of_other_studies(Path(cfg.results), cfg.study, cfg.scale)
+    others = verdictfiles.of_other_studies(Path(cfg.results), cfg.study, cfg.scale)
+    elsewhere = of_other_scales(cfg.scale)
     audited = auditpage.read_audit(folder)
     page = (
         auditpage.environment()
@@ -80,13 +85,19 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
             title=study.title,
             header=header,
             badges=BADGES,
-            count=tally([*made.verdicts, *(one for _, found in others for one in found), *formal]),
+            count=tally([*made.verdicts, *(one for other in others for one in other.verdicts), *formal, *elsewhere]),
             verdicts=made.verdicts,
             theory=formal,
-            theory_figures=[svg(one) for one in sorted(theory.glob("*.svg"))],
+            theory_figures=[
+                (text, svg(theory / name, text)) for name, text in CAPTIONS.items() if (theory / name).is_file()
+            ],
+            counterparts=counterparts_of(theory / "theory.json"),
             others=others,
+            elsewhere=elsewhere,
+            mixed="(MIXED)" in " ".join(header.values()),
             verdict_legend=tables.verdict_legend(),
             difference=tables.found,
+            detectable=tables.detectable,
             parts=[
                 Part(
                     "Results",
@@ -94,12 +105,24 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
                     made.rows,
                     tables.legend(study.baseline),
                 ),
+                *(
+                    [
+                        Part(
+                            "Each method at its best",
+                            tables.best_columns(made.bests, study.baseline),
+                            made.bests,
+                            tables.best_legend(study.baseline),
+                        )
+                    ]
+                    if made.bests
+                    else []
+                ),
                 Part(
-                    f"Told apart from {study.baseline}?",
-                    tables.comparison_columns(made.comparisons, study.baseline),
+                    "Told apart?",
+                    tables.comparison_columns(made.comparisons),
                     made.comparisons,
-                    tables.comparison_legend(study.baseline),
-                    "No seed has the baseline and another method complete.",
+                    tables.comparison_legend(),
+                    "No seed has two methods complete.",
                 ),
                 *(
                     [
@@ -118,7 +141,7 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
             costs=Part("What it takes", tables.COST_COLUMNS, made.costs, tables.COST_LEGEND),
             complete=sum(cell.complete for cell in cells),
             cells=cells,
-            figures=[(figure.caption, svg(figure.path)) for figure in drawn],
+            figures=[(figure.caption, svg(figure.path, figure.caption)) for figure in drawn],
             samples=[(name, samples_of(members)) for name, members in grouped(cells, regime_name)],
             audit=audited,
             audit_classes=CLASSES,
@@ -134,19 +157,34 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     return f"{path.read_text(encoding='utf-8')}\n{path}"
 
 
-def tally(found: Sequence[Verdict]) -> str:
-    """Of the paper's claims and of ours, how many hold.
+def tally(found: Sequence[Verdict]) -> list[str]:
+    """How many claims hold: the paper's that training can refute, ours, and those that follow from the formulas.
 
     >>> tally([])
-    "The paper's 0 claims; ours 0."
+    ["The paper's claims about training: 0", 'Ours about training: 0', 'Formal results and what follows from them: 0']
     """
-    parts = []
-    for by, whose in (("paper", "The paper's"), ("ours", "ours")):
-        outcomes = Counter(verdict.outcome for verdict in found if verdict.claim.by == by)
-        listed = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
-        number = f"{outcomes.total()} claims" if by == "paper" else str(outcomes.total())
-        parts.append(f"{whose} {number}{f': {listed}' if listed else ''}")
-    return "; ".join(parts) + "."
+    kinds = {
+        "The paper's claims about training": [one for one in found if one.claim.by == "paper" and not one.claim.formal],
+        "Ours about training": [one for one in found if one.claim.by == "ours" and not one.claim.formal],
+        "Formal results and what follows from them": [one for one in found if one.claim.formal],
+    }
+    lines = []
+    for kind, some in kinds.items():
+        outcomes = Counter(verdict.outcome for verdict in some).most_common()
+        listed = ", ".join(f"{count} {outcome}" for outcome, count in outcomes)
+        lines.append(f"{kind}: {len(some)}{f' ({listed})' if listed else ''}")
+    return lines
+
+
+CAPTIONS = {
+    "figure_1.svg": "The paper's Figure 1: ratio against surrogate and slope, for A > 0 and A < 0 (make theory).",
+    "ratios.svg": "Ratios of sampled tokens of real training steps, by the advantage's sign; dotted: clip's bounds.",
+}
+
+
+def counterparts_of(theory: Path) -> list[dict[str, Any]]:
+    """What each method has in the place of the formal results, as `make theory` wrote it; [] where it has not."""
+    return list(read_json(theory).get("counterparts", [])) if theory.is_file() else []
 
 
 CURVE = "Test accuracy of the last checkpoint against what the study goes over."
@@ -176,10 +214,10 @@ def commands_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[t
 
 def header_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> dict[str, str]:
     """Where the table comes from, name by name. Commit, packages and machine are those that the runs wrote down."""
-    made = [summary["provenance"] for cell in cells if cell.complete and (summary := read_summary(cell.run_dir))]
+    made = [read_summary(cell.run_dir)["provenance"] for cell in cells if cell.complete]
     head = {
         "study": f"{cfg.study}: {study.title}",
-        "shows": " ".join(study.shows.split()),
+        "shows": " ".join(f"{study.shows} {study.scales[cfg.scale].shows}".split()),
         "command": command(cfg),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
@@ -194,19 +232,15 @@ def command(cfg: StudyConfig) -> str:
     return shlex.join(["python", "experiments/reproduce.py", *arguments_of(cfg)])
 
 
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """A complete run's summary.json."""
-    return json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-
-
 def regime_name(cell: Cell) -> str:
     return f"{cell.model}, {cell.data}, {cell.regime}"
 
 
-def svg(path: Path) -> str:
-    """The drawing alone, without the XML declaration that has no place inside a page."""
+def svg(path: Path, caption: str) -> Markup:
+    """The drawing alone, without the XML declaration that has no place in a page; `caption` for who cannot see it."""
     text = path.read_text(encoding="utf-8")
-    return text[text.index("<svg") :]
+    drawing = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
+    return Markup(drawing)
 
 
 def samples_of(cells: Sequence[Cell]) -> list[Sample]:

@@ -5,12 +5,11 @@ Reads run directories through records.py, turns them into estimates with interva
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean as mean
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import yaml
@@ -22,7 +21,7 @@ from pspo.config.schema import WordProblems
 from pspo.data.wordproblems import arithmetic_holds, equations, style_of
 from pspo.errors import PspoError
 from pspo.intervals import Bounds, Estimate, estimate, wilson
-from records import NOT_GRADED, Graded, read_graded, read_shares
+from records import NOT_GRADED, Drawn, Graded, read_drawn, read_graded, read_summary
 from significance import LEVEL, Tests, corrected, detectable, interquartile_mean, paired
 from studies import Cell, Study
 
@@ -103,6 +102,7 @@ class Row:
 def rows_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Row]:
     """For each model and data set the starting policy, then each method in each regime, in the study's order."""
     rows: list[Row] = []
+    beside = study.scales[cfg.scale].published
     for place, of_place in grouped(cells, lambda cell: (cell.model, cell.data)):
         start_path = of_place[0].start_evaluation
         start = read_graded(start_path) if start_path.is_file() else None
@@ -127,7 +127,7 @@ def rows_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Row]:
                         gain=None if start is None else difference(last, dict.fromkeys(last, start)),
                         wilson=None,
                         texts=texts_of([one for answers in last.values() for one in answers.values()], members[0]),
-                        published=published_for(place[0], place[1], arm) if cfg.scale == "paper" else (),
+                        published=published_for(place[0], place[1], beside[arm]) if arm in beside else (),
                     )
                 )
     return rows
@@ -135,19 +135,21 @@ def rows_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Row]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm beside the baseline on the seeds that both have. p-values are corrected (Holm) for the number of
-    comparisons in the study, those of policies and of methods each among themselves."""
+    """An arm beside another, the study's baseline or one of its contrasts, on the seeds that both have. p-values are
+    corrected (Holm) for the number of comparisons of the study, run or not, those of policies and of methods each among
+    themselves."""
 
     model: str
     data: str
     regime: str
     arm: str
+    than: str
     seeds: int
     problems: int
     value: float
-    """Accuracy minus the baseline's, mean over seeds."""
-    middle: float
-    """Interquartile mean over seeds of the same."""
+    """Accuracy minus the other's, mean over seeds."""
+    middle: float | None
+    """Interquartile mean over seeds of the same; None for fewer than four."""
     tests: Tests
     of_policies: float | None
     of_methods: float | None
@@ -160,39 +162,43 @@ class Comparison:
         return self.model, self.data, self.regime
 
 
+def pairs_of(study: Study, arms: Iterable[str]) -> list[tuple[str, str]]:
+    """(arm, than) of those arms: each with the baseline, then the contrasts."""
+    here = list(arms)
+    pairs = [(arm, study.baseline) for arm in here if arm != study.baseline]
+    return [(arm, than) for arm, than in dict.fromkeys([*pairs, *study.contrasts]) if arm in here and than in here]
+
+
 def comparisons_of(study: Study, cells: Sequence[Cell]) -> list[Comparison]:
-    """Every arm but the baseline, in each place where it and the baseline have a seed in common."""
-    found: list[tuple[tuple[str, str, str, str], NDArray[np.float64], NDArray[np.float64]]] = []
+    """Every pair of the study in each place where its two arms have a seed in common."""
+    planned = 0
+    found: list[tuple[tuple[str, str, str, str, str], NDArray[np.float64], NDArray[np.float64]]] = []
     for place, members in grouped(cells, lambda cell: (cell.model, cell.data, cell.regime)):
         of_arm = {arm: _by_seed(of_arm, "") for arm, of_arm in grouped(members, lambda cell: cell.arm)}
-        baseline = of_arm.get(study.baseline, {})
-        for arm, ours in of_arm.items():
-            seeds = [seed for seed in ours if seed in baseline]
-            if arm != study.baseline and seeds:
-                pair = correct_of([graded[seed] for graded in (ours, baseline) for seed in seeds])
-                found.append(((*place, arm), pair[: len(seeds)], pair[len(seeds) :]))
+        pairs = pairs_of(study, of_arm)
+        planned += len(pairs)
+        for arm, than in pairs:
+            if seeds := [seed for seed in of_arm[arm] if seed in of_arm[than]]:
+                both = correct_of([of_arm[name][seed] for name in (arm, than) for seed in seeds])
+                found.append(((*place, arm, than), both[: len(seeds)], both[len(seeds) :]))
     tests = [paired(ours_SN, theirs_SN) for _, ours_SN, theirs_SN in found]
-    of_policies = corrected([test.of_policies for test in tests])
-    of_methods = corrected([test.of_methods for test in tests])
+    of_policies = corrected([test.of_policies for test in tests], planned)
+    of_methods = corrected([test.of_methods for test in tests], planned)
     comparisons: list[Comparison] = []
-    for k, ((model, data, regime, arm), ours_SN, theirs_SN) in enumerate(found):
+    for k, (names, ours_SN, theirs_SN) in enumerate(found):
         by_seed = (ours_SN - theirs_SN).mean(axis=1)
-        value, middle = float(by_seed.mean()), interquartile_mean(by_seed)
         count, problems = ours_SN.shape
         comparisons.append(
             Comparison(
-                model,
-                data,
-                regime,
-                arm,
+                *names,
                 count,
                 problems,
-                value,
-                middle,
+                float(by_seed.mean()),
+                interquartile_mean(by_seed),
                 tests[k],
                 of_policies[k],
                 of_methods[k],
-                detectable(tests[k].spread, count, LEVEL / len(found)),
+                detectable(tests[k].spread, count, LEVEL / planned),
             )
         )
     return comparisons
@@ -203,8 +209,9 @@ class Asked:
     """A policy on a benchmark of the study at one temperature: means over the seeds of an arm.
 
     which     "last" or "best" checkpoint
-    pass_at   k -> chance that one of k completions is right (scores.pass_at_k)
+    pass_at   k -> chance that one of k completions is right (scores.pass_at_k); the largest k with its interval
     majority  share of problems on which the most frequent answer is right
+    Differences are to the baseline arm, on the seeds that both have; None for the baseline.
     """
 
     model: str
@@ -220,9 +227,10 @@ class Asked:
     samples: int
     accuracy: Estimate
     difference: Estimate | None
-    """To the baseline arm, on the seeds that both have."""
     pass_at: dict[int, float]
-    majority: float
+    pass_at_most: Estimate
+    pass_difference: Estimate | None
+    majority: Estimate
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -233,17 +241,17 @@ def asked_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Aske
     """Every evaluation on the study's benchmarks that is there; [] where it lists none."""
     rows: list[Asked] = []
     for place, members in grouped(cells, lambda cell: (cell.model, cell.data, cell.regime)):
-        shares: dict[tuple[str, str, float], dict[str, dict[int, dict[str, float]]]] = {}
-        summaries: dict[tuple[str, str, float], dict[str, list[dict[str, Any]]]] = {}
+        drawn: dict[tuple[str, str, float], dict[str, dict[int, dict[str, Drawn]]]] = {}
         for cell in members:
             for one in evaluated(cell, study, cfg) if cell.complete else ():
-                key = (one.benchmark, one.which.lstrip(".") or "last", one.temperature)
-                shares.setdefault(key, {}).setdefault(cell.arm, {})[cell.seed] = read_shares(one.path)
-                summary = json.loads(one.path.with_suffix(".summary.json").read_text(encoding="utf-8"))
-                summaries.setdefault(key, {}).setdefault(cell.arm, []).append(summary["scores"])
-        for key, of_arm in sorted(shares.items()):
+                key = (one.benchmark, one.which, one.temperature)
+                drawn.setdefault(key, {}).setdefault(cell.arm, {})[cell.seed] = read_drawn(one.path, one.style)
+        for key, of_arm in sorted(drawn.items()):
+            baseline = of_arm.get(study.baseline, {})
             for arm, by_seed in of_arm.items():
-                scores = summaries[key][arm]
+                every = [one for problems in by_seed.values() for one in problems.values()]
+                most = max(every[0].pass_at)
+                other = {} if arm == study.baseline else baseline
                 rows.append(
                     Asked(
                         *place,
@@ -251,27 +259,128 @@ def asked_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Aske
                         *key,
                         done=len(by_seed),
                         planned=sum(cell.arm == arm for cell in members),
-                        problems=scores[0]["problems"],
-                        samples=scores[0]["samples"],
-                        accuracy=estimate(aligned(by_seed.values())),
-                        difference=None
-                        if arm == study.baseline
-                        else _difference_of_shares(by_seed, of_arm.get(study.baseline, {})),
-                        pass_at={int(k): mean([one["pass_at"][k] for one in scores]) for k in scores[0]["pass_at"]},
-                        majority=mean([one["majority"] for one in scores]),
+                        problems=len(next(iter(by_seed.values()))),
+                        samples=most,
+                        accuracy=estimate(_values(by_seed.values(), _share_right)),
+                        difference=_difference_of_drawn(by_seed, other, _share_right),
+                        pass_at={k: mean([one.pass_at[k] for one in every]) for k in every[0].pass_at},
+                        pass_at_most=estimate(_values(by_seed.values(), _pass_at_most)),
+                        pass_difference=_difference_of_drawn(by_seed, other, _pass_at_most),
+                        majority=estimate(_values(by_seed.values(), _majority)),
                     )
                 )
     return rows
 
 
-def _difference_of_shares(
-    ours: Mapping[int, Mapping[str, float]], theirs: Mapping[int, Mapping[str, float]]
+def _share_right(one: Drawn) -> float:
+    return one.share
+
+
+def _pass_at_most(one: Drawn) -> float:
+    return one.pass_at[max(one.pass_at)]
+
+
+def _majority(one: Drawn) -> float:
+    return one.majority
+
+
+def _values(runs: Iterable[Mapping[str, Drawn]], value: Callable[[Drawn], float]) -> NDArray[np.float64]:
+    return aligned([{name: value(one) for name, one in problems.items()} for problems in runs])
+
+
+def _difference_of_drawn(
+    ours: Mapping[int, Mapping[str, Drawn]], theirs: Mapping[int, Mapping[str, Drawn]], value: Callable[[Drawn], float]
 ) -> Estimate | None:
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         return None
-    both = aligned([shares[seed] for shares in (ours, theirs) for seed in seeds])
+    both = _values([by_seed[seed] for by_seed in (ours, theirs) for seed in seeds], value)
     return estimate(both[: len(seeds)] - both[len(seeds) :])
+
+
+@dataclass(frozen=True)
+class Best:
+    """An arm in the regime where its accuracy on the validation part is highest; graded on the test part."""
+
+    model: str
+    data: str
+    arm: str
+    regime: str
+    seeds: int
+    validated: float
+    accuracy: Estimate
+    difference: Estimate | None
+    """To the baseline at its own best, on the seeds that both have; None for the baseline."""
+    farthest: str | None
+    """The last regime along the study's curve that is within NEAR of it on the validation part, which is where its edge
+    lies; None where regimes do not follow one setting."""
+
+    @property
+    def group(self) -> tuple[str, str]:
+        return self.model, self.data
+
+
+NEAR = 0.05
+"""Of accuracy: what a method may lose before a regime counts as beyond its edge."""
+
+
+def bests_of(study: Study, cells: Sequence[Cell]) -> list[Best]:
+    """For each model and data set every arm that has several regimes, at its best; [] where none has."""
+    rows: list[Best] = []
+    for (model, data), here in grouped(cells, lambda cell: (cell.model, cell.data)):
+        chosen = {arm: best_regime(of_arm) for arm, of_arm in grouped(here, lambda cell: cell.arm)}
+        baseline = _by_seed(chosen.get(study.baseline) or [], "")
+        for arm, of_arm in grouped(here, lambda cell: cell.arm):
+            best = chosen[arm]
+            if best is None or len({cell.regime for cell in of_arm}) < 2:
+                continue
+            last = _by_seed(best, "")
+            reached = validated(best)
+            assert reached is not None  # it was chosen by it
+            rows.append(
+                Best(
+                    model,
+                    data,
+                    arm,
+                    best[0].regime,
+                    len(last),
+                    reached,
+                    estimate(correct_of(last.values())),
+                    None if arm == study.baseline else difference(last, baseline),
+                    _farthest(study, of_arm, reached),
+                )
+            )
+    return rows
+
+
+def _farthest(study: Study, of_arm: Sequence[Cell], reached: float) -> str | None:
+    curve = study.curve
+    if curve is None or curve.panel is not None:
+        return None
+    along = sorted(grouped(of_arm, lambda cell: cell.regime), key=lambda one: curve.x.value(one[1][0].cfg))
+    near = [regime for regime, members in along if (validated(members) or 0.0) >= reached - NEAR]
+    return near[-1] if near else None
+
+
+def best_regime(cells: Sequence[Cell]) -> list[Cell] | None:
+    """An arm's cells in the regime of the highest accuracy on the validation part at the last step, mean over complete
+    seeds; the first of equals. None where none is complete."""
+    found = [(regime, validated(members)) for regime, members in grouped(cells, lambda cell: cell.regime)]
+    known = [(accuracy, regime) for regime, accuracy in found if accuracy is not None]
+    if not known:
+        return None
+    best = max(accuracy for accuracy, _ in known)
+    chosen = next(regime for accuracy, regime in known if accuracy == best)
+    return [cell for cell in cells if cell.regime == chosen]
+
+
+def validated(cells: Sequence[Cell]) -> float | None:
+    """Accuracy on the validation part at the last step, mean over complete runs; None where there is none on record."""
+    found = [
+        read_summary(cell.run_dir).get("validation", {}).get(str(cell.cfg.steps)) for cell in cells if cell.complete
+    ]
+    known = [float(value) for value in found if value is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _start_row(cell: Cell, start: Answers | None) -> Row:
@@ -359,12 +468,12 @@ def all_published() -> list[Published]:
     return [Published(**entry) for entry in yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))]
 
 
-def published_for(model: str, data: str, arm: str) -> tuple[Published, ...]:
+def published_for(model: str, data: str, method: str) -> tuple[Published, ...]:
     """The paper's figures for a model trained and tested on `data`; those that do not say on what are among them."""
     return tuple(
         entry
         for entry in all_published()
-        if (entry.model, entry.arm, entry.benchmark) == (model, arm, data) and entry.trained_on in (None, data)
+        if (entry.model, entry.arm, entry.benchmark) == (model, method, data) and entry.trained_on in (None, data)
     )
 
 

@@ -107,13 +107,17 @@ def power_of(shift: float, degrees: int, critical: float) -> float:
     return float(np.mean(stats.norm.sf(limit_Q - shift) + stats.norm.cdf(-limit_Q - shift)))
 
 
-def corrected(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction for as many comparisons as there are p-values; None stays None, and is not counted."""
+def corrected(p_values: Sequence[float | None], planned: int) -> list[float | None]:
+    """Holm's correction for `planned` comparisons, of which those without a p-value count as if theirs were 1: what is
+    still to come changes no p-value that is there, and None stays None."""
     known = [p for p in p_values if p is not None]
-    adjusted = iter(multipletests(known, method="holm")[1]) if known else iter(())
+    every = [*known, *[1.0] * (planned - len(known))]
+    adjusted = iter(multipletests(every, method="holm")[1]) if known else iter(())
     return [None if p is None else float(next(adjusted)) for p in p_values]
 
 
-def interquartile_mean(values: ArrayLike) -> float:
-    """Of one value per seed: the mean without a quarter of them, rounded down, at either end (Agarwal et al. 2021)."""
-    return float(stats.trim_mean(np.asarray(values, dtype=np.float64), 0.25))
+def interquartile_mean(values: ArrayLike) -> float | None:
+    """Of one value per seed: the mean without a quarter of them, rounded down, at either end (Agarwal et al. 2021).
+    None for fewer than four, of which no quarter is a seed."""
+    x_S = np.asarray(values, dtype=np.float64)
+    return float(stats.trim_mean(x_S, 0.25)) if len(x_S) > 3 else None

@@ -100,6 +100,10 @@ class Scale:
     """Combinations that are no runs of the study."""
     benchmarks: dict[str, Overrides] = field(default_factory=dict)
     """What the trained policies are evaluated on besides their own test part: settings of eval/evaluate.py."""
+    shows: str = ""
+    """What is different from the study's `shows` at this scale."""
+    published: dict[str, str] = field(default_factory=dict)
+    """Arm -> the method of published.yaml beside whose figures its runs stand."""
 
     def __post_init__(self) -> None:
         check_overrides("overrides", self.overrides)
@@ -129,6 +133,8 @@ class Study:
     arms: Choices
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     scales: Annotated[dict[Literal["cpu", "paper"], Scale], Field(min_length=1)]
+    contrasts: tuple[tuple[str, str], ...] = ()
+    """(arm, the arm beside it): compared besides each arm with the baseline."""
     curve: Curve | None = None
 
     def __post_init__(self) -> None:
@@ -138,6 +144,11 @@ class Study:
             raise ConfigError("seeds", list(self.seeds), "each may stand only once")
         for name, overrides in self.arms.items():
             check_overrides(f"arms.{name}", overrides)
+        named = [("contrasts", arm) for pair in self.contrasts for arm in pair]
+        named += [("published", arm) for scale in self.scales.values() for arm in scale.published]
+        for what, arm in named:
+            if arm not in self.arms:
+                raise ConfigError(what, arm, f"must be one of the arms: {', '.join(self.arms)}")
         for scale in self.scales.values():
             for what, some in (("also", scale.also), ("skip", scale.skip)):
                 for where in some:

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
+from claims import load_claims
 from cost import Cost
 from pspo.intervals import Bounds, Estimate
 from records import NOT_GRADED
-from results import Asked, Comparison, Row
-from verdicts import Finding, Verdict, load_claims
+from results import NEAR, Asked, Best, Comparison, Row
+from verdicts import Finding, Verdict
 
 NONE = "-"
 
@@ -32,7 +33,7 @@ class Line:
         return self.verdict.claim.id
 
 
-R = TypeVar("R", bound=Row | Comparison | Asked | Line | Cost)
+R = TypeVar("R", bound=Row | Comparison | Asked | Best | Line | Cost)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def columns(rows: Sequence[Row], baseline: str, paper: bool) -> list[Column[Row]
     return chosen
 
 
-def comparison_columns(comparisons: Sequence[Comparison], baseline: str) -> list[Column[Comparison]]:
+def comparison_columns(comparisons: Sequence[Comparison]) -> list[Column[Comparison]]:
     chosen: list[Column[Comparison]] = []
     if len({(one.model, one.data) for one in comparisons}) > 1:
         chosen += [Column("model", lambda one: one.model), Column("trained and tested on", lambda one: one.data)]
@@ -79,13 +80,40 @@ def comparison_columns(comparisons: Sequence[Comparison], baseline: str) -> list
         *chosen,
         Column("regime", lambda one: one.regime),
         Column("method", lambda one: one.arm),
+        Column("beside", lambda one: one.than),
         Column("seeds", lambda one: str(one.seeds)),
-        Column(f"minus {baseline}, points", lambda one: points(one.value)),
+        Column("difference, points", lambda one: points(one.value)),
         Column("interquartile mean, points", lambda one: points(one.middle)),
         Column("right in it alone / in the other alone", discordant),
+        Column("p, seed by seed", lambda one: ", ".join(probability(of_seed.p) for of_seed in one.tests.by_seed)),
         Column("p, these policies", lambda one: probability(one.of_policies)),
         Column("p, these methods", lambda one: probability(one.of_methods)),
         Column("detectable, points", lambda one: points(one.detectable).lstrip("+")),
+    ]
+
+
+def best_columns(rows: Sequence[Best], baseline: str) -> list[Column[Best]]:
+    chosen: list[Column[Best]] = []
+    if len({(one.model, one.data) for one in rows}) > 1:
+        chosen += [Column("model", lambda one: one.model), Column("trained and tested on", lambda one: one.data)]
+    chosen += [
+        Column("method", lambda one: one.arm),
+        Column("regime", lambda one: one.regime),
+        Column("seeds", lambda one: str(one.seeds)),
+        Column("validation, %", lambda one: percent(one.validated)),
+        Column("accuracy, %", lambda one: level(one.accuracy)),
+        Column(f"minus {baseline} at its best, points", lambda one: change(one.difference)),
+    ]
+    if any(one.farthest for one in rows):
+        chosen.append(Column("still near it at", lambda one: one.farthest or NONE))
+    return chosen
+
+
+def best_legend(baseline: str) -> list[str]:
+    return [
+        "Each method in the regime where its last checkpoint is most accurate on the validation part (mean over "
+        f"seeds), graded on the test part, and beside {baseline} in its own. Still near: the last regime whose "
+        f"validation accuracy is within {100 * NEAR:.0f} points of that.",
     ]
 
 
@@ -102,10 +130,11 @@ def asked_columns(rows: Sequence[Asked], baseline: str) -> list[Column[Asked]]:
         Column("accuracy, %", lambda row: level(row.accuracy)),
         Column(f"minus {baseline}, points", lambda row: change(row.difference)),
     ]
-    if most := max((row.samples for row in rows), default=1) > 1 and max(row.samples for row in rows):
+    if (most := max((row.samples for row in rows), default=1)) > 1:
         chosen += [
-            Column(f"pass@{most}, %", lambda row: percent(row.pass_at.get(most))),
-            Column("majority, %", lambda row: percent(row.majority if row.samples > 1 else None)),
+            Column(f"pass@{most}, %", lambda row: level(row.pass_at_most) if row.samples == most else NONE),
+            Column("minus, points", lambda row: change(row.pass_difference) if row.samples == most else NONE),
+            Column("majority, %", lambda row: level(row.majority) if row.samples > 1 else NONE),
         ]
     return [
         *chosen,
@@ -116,9 +145,10 @@ def asked_columns(rows: Sequence[Asked], baseline: str) -> list[Column[Asked]]:
 
 def asked_legend(baseline: str) -> list[str]:
     return [
-        "Evaluations on the study's benchmarks (eval/evaluate.py). Accuracy: mean over problems of the share of right "
-        "completions, mean over seeds; intervals as above. Pass@k: chance that one of k completions is right. "
-        f"Majority: the most frequent answer is right. Minus {baseline}: paired, on the same seeds and problems.",
+        "Evaluations on the study's benchmarks (eval/evaluate.py). Accuracy: mean over problems of the share of "
+        "right completions, mean over seeds; intervals as above. Pass@k: chance that one of k completions is "
+        f"right. Majority: the most frequent answer is right. Minus {baseline}: paired, on the same seeds and "
+        "problems. Best: the checkpoint that was best on the validation part, which may be the last.",
     ]
 
 
@@ -131,13 +161,14 @@ COST_COLUMNS: list[Column[Cost]] = [
     Column("completions sampled", lambda one: f"{one.completions:,}"),
     Column("of tokens, at most", lambda one: f"{one.sampled:,}"),
     Column("tokens learned from, at most", lambda one: f"{one.learned:,}"),
-    Column("completions of validations", lambda one: f"{one.validated:,}"),
+    Column("completions of evaluations", lambda one: NONE if one.evaluated is None else f"{one.evaluated:,}"),
     Column("hours", lambda one: NONE if one.hours is None else f"{one.hours:.2f} of {one.done} runs"),
 ]
 COST_LEGEND = [
-    "Counted from the settings: all runs of a model and data set. Tokens are limits, each pass over a batch counts; "
-    "every run ends with the test part twice besides, and the study's benchmarks. Hours: measured, of training with "
-    "its validations and checkpoints, each run for itself though two shared the machine; none where nothing was run.",
+    "Counted from the settings: all runs of a model and data set. Tokens are limits, and each pass over a batch "
+    "counts. Evaluations: validations, the test part for the last and the best policy, and the study's benchmarks. "
+    "Hours: measured, of training with its validations and checkpoints, each run for itself though two shared the "
+    "machine; none where nothing was run.",
 ]
 
 
@@ -149,6 +180,7 @@ VERDICT_COLUMNS: list[Column[Line]] = [
     Column("there", lambda line: line.finding.outcome),
     Column("difference, points", lambda line: found(line.finding)),
     Column("margin, points", lambda line: margin(line.verdict)),
+    Column("detectable, points", lambda line: detectable(line.finding)),
     Column("seeds", lambda line: f"{line.finding.seeds} of {line.finding.planned}" if line.finding.planned else NONE),
 ]
 
@@ -159,12 +191,18 @@ def verdict_lines(verdicts: Sequence[Verdict]) -> list[Line]:
 
 def verdict_legend() -> list[str]:
     return [
-        f"Each claim with the test that decides it, as written down on {load_claims().decided}, before the runs "
-        "(experiments/claims.yaml). Reproduced: the interval of the difference says so; not reproduced: a difference "
-        "as large as the margin is ruled out, or the opposite is shown; underpowered: neither, the seeds are too few. "
-        "Intervals are Student's t over seeds; each bound holds at 95% for all comparisons of a study together "
-        "(Bonferroni). Seeds that all differ alike have no spread, and no interval.",
+        f"Each claim with the test that decides it, as written down on {load_claims().decided} "
+        f"(experiments/claims.yaml). {load_claims().pilot} A claim whose test was written or changed later says so.",
+        "Reproduced: the interval of the difference says so; not reproduced: a difference as large as the margin "
+        "is ruled out, or the opposite is shown; underpowered: neither, the seeds are too few. Intervals are "
+        "Student's t over seeds; each bound holds at 95% for all comparisons of a study's claims together "
+        "(Bonferroni). Seeds that differ all alike have no spread, and no interval. Detectable: the smallest true "
+        "difference that the test finds with probability 0.8, if seeds spread as these do.",
     ]
+
+
+def detectable(finding: Finding) -> str:
+    return NONE if finding.detectable is None else f"{finding.detectable:.1f}"
 
 
 def margin(verdict: Verdict) -> str:
@@ -183,16 +221,18 @@ def found(finding: Finding) -> str:
     """
     if finding.value is None:
         return finding.note or NONE
-    pair = finding.interval
-    return f"{finding.value:+.1f} " + (f"[{pair[0]:+.1f}, {pair[1]:+.1f}]" if pair else "[one seed]")
+    pair, none = finding.interval, "[one seed]" if finding.seeds == 1 else "[no spread]"
+    text = f"{finding.value:+.1f} " + (f"[{pair[0]:+.1f}, {pair[1]:+.1f}]" if pair else none)
+    return f"{text} ({finding.note})" if finding.note else text
 
 
-def comparison_legend(baseline: str) -> list[str]:
+def comparison_legend() -> list[str]:
     return [
-        f"Each method beside {baseline}, on the same seeds and problems, last checkpoint, T=0. p-values are two-sided "
-        "and corrected (Holm) for the number of lines. These policies: exact sign-flip test over problems, the "
-        "differences of all seeds on a problem together (for one seed McNemar's exact test); it is sharp with many "
-        "problems, and the luck of a seed counts as the method's.",
+        "Two methods beside each other on the same seeds and problems, last checkpoint, T=0. p-values are "
+        "two-sided. Seed by seed: McNemar's exact test, not corrected. The others are corrected (Holm) for the "
+        "number of comparisons of the study, run or not. These policies: the seeds combined, an exact sign-flip "
+        "test over problems on the differences of all seeds together; it is sharp with many problems, and the luck "
+        "of a seed counts as the method's.",
         "These methods: Student's t on the differences per seed: would other seeds say the same? Detectable: the "
         "smallest true difference that this corrected test finds with probability 0.8, if seeds spread as these do; "
         "where the difference seen is smaller and p large, the seeds are too few to tell: nothing is shown equal.",
@@ -310,6 +350,9 @@ def tex(header: Mapping[str, str], chosen: Sequence[Column[R]], rows: Sequence[R
 
 
 TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "<": r"\textless{}",  # in the default encoding of fonts these are other characters
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -362,18 +405,36 @@ def flat(row: Row) -> dict[str, object]:
 def flat_comparison(one: Comparison) -> dict[str, object]:
     found = {name: value for name, value in asdict(one).items() if name != "tests"}
     uncorrected = {f"{name}_uncorrected": getattr(one.tests, name) for name in ("of_policies", "of_methods")}
-    return found | uncorrected
+    return found | uncorrected | {"by_seed": " ".join(f"{of_seed.p:.6g}" for of_seed in one.tests.by_seed)}
+
+
+def flat_best(one: Best) -> dict[str, object]:
+    found: dict[str, object] = {name: value for name, value in asdict(one).items() if name not in ESTIMATES}
+    return found | flat_estimates(one)
 
 
 def flat_asked(row: Asked) -> dict[str, object]:
     place, asked = ("model", "data", "regime", "arm"), ("benchmark", "which", "temperature", "problems", "samples")
     found: dict[str, object] = {name: getattr(row, name) for name in (*place, *asked, "done", "planned")}
-    for name in ("accuracy", "difference"):
-        estimate: Estimate | None = getattr(row, name)
-        found[name] = estimate.value if estimate else None
-        for kind in ("over_seeds", "over_both"):
-            found[f"{name}_{kind}_low"], found[f"{name}_{kind}_high"] = getattr(estimate, kind, None) or (None, None)
-    return {**found, "pass_at_most": row.pass_at[row.samples], "majority": row.majority}
+    return found | flat_estimates(row)
+
+
+ESTIMATES = ("accuracy", "difference", "pass_at_most", "pass_difference", "majority")
+
+
+def flat_estimates(row: Asked | Best) -> dict[str, object]:
+    """Each with its two intervals, in columns of their own."""
+    found: dict[str, object] = {}
+    for name in ESTIMATES:
+        if hasattr(row, name):
+            estimate: Estimate | None = getattr(row, name)
+            found[name] = estimate.value if estimate else None
+            for kind in ("over_seeds", "over_both"):
+                found[f"{name}_{kind}_low"], found[f"{name}_{kind}_high"] = getattr(estimate, kind, None) or (
+                    None,
+                    None,
+                )
+    return found
 
 
 def flat_line(line: Line) -> dict[str, object]:
@@ -396,9 +457,10 @@ def flat_line(line: Line) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a study's tables are made from. `verdicts`: of this study's claims, and of the formal results."""
+    """What a study's tables are made from. `verdicts`: of this study's claims."""
 
     rows: Sequence[Row]
+    bests: Sequence[Best]
     comparisons: Sequence[Comparison]
     asked: Sequence[Asked]
     verdicts: Sequence[Verdict]
@@ -406,18 +468,14 @@ class Contents:
 
 
 def write(folder: Path, header: Mapping[str, str], made: Contents, baseline: str, paper: bool) -> Path:
-    """Writes table_main.{md,csv,tex,json} into a folder, and {comparisons,benchmarks,verdicts,cost}.{csv,tex} of what
-    there is, which the Markdown and JSON ones hold as well; returns the path of the Markdown one."""
+    """Writes table_main.{md,csv,tex,json} into a folder, and {bests,comparisons,benchmarks,verdicts,cost}.{csv,tex}
+    of what there is, which the Markdown and JSON ones hold as well; returns the path of the Markdown one."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [*(f"- {name}: {value}" for name, value in header.items()), ""]
     parts = {
         "main": (columns(made.rows, baseline, paper), made.rows, legend(baseline), flat),
-        "comparisons": (
-            comparison_columns(made.comparisons, baseline),
-            made.comparisons,
-            comparison_legend(baseline),
-            flat_comparison,
-        ),
+        "bests": (best_columns(made.bests, baseline), made.bests, best_legend(baseline), flat_best),
+        "comparisons": (comparison_columns(made.comparisons), made.comparisons, comparison_legend(), flat_comparison),
         "benchmarks": (asked_columns(made.asked, baseline), made.asked, asked_legend(baseline), flat_asked),
         "verdicts": (VERDICT_COLUMNS, verdict_lines(made.verdicts), verdict_legend(), flat_line),
         "cost": (COST_COLUMNS, made.costs, COST_LEGEND, asdict),

@@ -13,149 +13,42 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 from scipy import stats
 
-from pspo.config import load_yaml
-from pspo.config.schema import FORBID
-from pspo.errors import ConfigError
+from claims import (
+    AllEqual,
+    AsPublished,
+    Claim,
+    Equal,
+    Greater,
+    Identical,
+    LargerLead,
+    Metric,
+    NoGain,
+    NoneGreater,
+    Theorem,
+    check_names,
+    compares,
+    load_claims,
+)
 from pspo.intervals import LEVEL, Bounds, student_t
 from records import Graded, read_graded, read_metrics
-from results import Published, all_published, correct_of, grouped
+from results import Published, all_published, best_regime, correct_of, grouped
+from significance import detectable
 from studies import Cell, Study
 
-CLAIMS = Path(__file__).resolve().parent / "claims.yaml"
+REAL = "policies of training steps"
+"""What theory.py calls its check on real policies; without a warm start it has random distributions alone."""
 
 Outcome = Literal["reproduced", "not reproduced", "underpowered", "not run"]
-Points = Annotated[float, Field(gt=0, le=100)]
 Answers = Mapping[str, Graded]
-
-
-@dataclass(frozen=True)
-class Theorem:
-    """Every statement under this name holds up to rounding (experiments/theory.py)."""
-
-    __pydantic_config__ = FORBID
-    kind: Literal["theorem"]
-    result: str
-
-
-@dataclass(frozen=True)
-class Greater:
-    """`arm` is more accurate than `than`: Student's t over the differences per seed."""
-
-    __pydantic_config__ = FORBID
-    kind: Literal["greater"]
-    arm: str
-    than: str
-    margin: Points
-
-
-@dataclass(frozen=True)
-class Equal:
-    """`arm` is as accurate as `than`: the interval of their difference lies within the margin on both sides."""
-
-    __pydantic_config__ = FORBID
-    kind: Literal["equal"]
-    arm: str
-    than: str
-    margin: Points
-
-
-@dataclass(frozen=True)
-class NoneGreater:
-    """No other arm is more accurate than `than` by the margin."""
-
-    __pydantic_config__ = FORBID
-    kind: Literal["none_greater"]
-    than: str
-    margin: Points
-
-
-@dataclass(frozen=True)
-class NoGain:
-    """No arm is more accurate than the policy it starts from by the margin."""
-
-    __pydantic_config__ = FORBID
-    kind: Literal["no_gain"]
-    margin: Points
-
-
-@dataclass(frozen=True)
-class Identical:
-    """`arm` and `than` give the same completions on every problem, seed by seed."""
-
-    __pydantic_config__ = FORBID
-    kind: Literal["identical"]
-    arm: str
-    than: str
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric of every step of every run of `arm` is at most a value."""
-
-    __pydantic_config__ = FORBID
-    kind: Literal["metric"]
-    arm: str
-    metric: str
-    at_most: float
-
-
-@dataclass(frozen=True)
-class LargerLead:
-    """The lead of `arm` over `than` is larger on `model` than on `than_model`: Welch's t over seeds."""
-
-    __pydantic_config__ = FORBID
-    kind: Literal["larger_lead"]
-    arm: str
-    than: str
-    model: str
-    than_model: str
-    margin: Points
-
-
-@dataclass(frozen=True)
-class AsPublished:
-    """Each published figure lies within the interval of ours widened by the margin."""
-
-    __pydantic_config__ = FORBID
-    kind: Literal["published"]
-    margin: Points
-
-
-Test = Annotated[
-    Theorem | Greater | Equal | NoneGreater | NoGain | Identical | Metric | LargerLead | AsPublished,
-    Field(discriminator="kind"),
-]
-
-
-@dataclass(frozen=True)
-class Claim:
-    __pydantic_config__ = FORBID
-    id: str
-    by: Literal["paper", "ours"]
-    statement: str
-    source: str
-    study: str
-    test: Test
-    scale: Literal["cpu", "paper"] | None = None
-    """None: at either."""
-    regimes: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Claims:
-    __pydantic_config__ = FORBID
-    decided: object
-    claims: tuple[Claim, ...]
 
 
 @dataclass(frozen=True)
@@ -163,6 +56,7 @@ class Finding:
     """A claim in one place (regime, model, data), or one line of it.
 
     value, interval   in points of accuracy, at the level that holds for all findings of a study together
+    detectable        smallest true difference in points that the test finds with probability 0.8, if seeds spread so
     """
 
     where: str
@@ -172,6 +66,7 @@ class Finding:
     seeds: int = 0
     planned: int = 0
     note: str = ""
+    detectable: float | None = None
 
 
 @dataclass(frozen=True)
@@ -186,11 +81,6 @@ class Verdict:
     def incomplete(self) -> bool:
         """Something has been run, and not all."""
         return any(one.seeds for one in self.findings) and any(one.seeds < one.planned for one in self.findings)
-
-
-@cache
-def load_claims() -> Claims:
-    return load_yaml(CLAIMS, Claims)
 
 
 def verdicts_of(name: str, scale: str, study: Study, cells: Sequence[Cell]) -> list[Verdict]:
@@ -223,12 +113,14 @@ def theory_verdicts(path: Path) -> list[Verdict]:
             mine = [one for one in violations if one["statement"].startswith(claim.test.result)]
             findings = tuple(
                 Finding(
-                    one["statement"],
+                    f"{one['statement']}; {one['on']}",
                     "reproduced" if one["holds"] else "not reproduced",
                     note=f"largest violation {one['violation']:.1e} in {one['cases']} cases",
                 )
                 for one in mine
             ) or (Finding("", "not run"),)
+            if mine and not any(one["on"] == REAL for one in mine):
+                findings = (*findings, Finding(REAL, "not run"))
             found.append(Verdict(claim, overall(findings), findings, str(known.decided)))
     return found
 
@@ -243,25 +135,6 @@ def overall(findings: Sequence[Finding]) -> Outcome:
     return next((outcome for outcome in order if outcome in outcomes), "not run")
 
 
-def check_names(claim: Claim, study: Study, scale: str) -> None:
-    """Raises ConfigError where a claim names what its study does not have."""
-    models = study.scales[scale].models if scale in study.scales else {}
-    for kinds, some in ((("arm", "than"), study.arms), (("model", "than_model"), models)):
-        for kind in kinds:
-            name = getattr(claim.test, kind, None)
-            if name is not None and name not in some:
-                raise ConfigError(f"claims.yaml: {claim.id}: {kind}", name, f"must be one of {', '.join(some)}")
-    known = study.scales[scale].regimes if scale in study.scales else {}
-    for regime in claim.regimes or ():
-        if regime not in known:
-            raise ConfigError(f"claims.yaml: {claim.id}: regimes", regime, f"must be one of {', '.join(known)}")
-
-
-def compares(claim: Claim) -> bool:
-    """Is it decided by an interval, which the number of comparisons widens?"""
-    return not isinstance(claim.test, Theorem | Identical | Metric)
-
-
 def lines_of(claim: Claim, cells: Sequence[Cell]) -> Iterator[Callable[[float], Finding]]:
     """What there is to decide: a function from the confidence level to a finding, for each place or line."""
     test = claim.test
@@ -274,14 +147,21 @@ def lines_of(claim: Claim, cells: Sequence[Cell]) -> Iterator[Callable[[float], 
         yield from published_lines(test, here)
         return
     several = len({(cell.model, cell.data) for cell in cells}) > 1
+    if isinstance(test, Greater | Equal) and test.at_best:
+        for (model, data), members in grouped(here, lambda cell: (cell.model, cell.data)):
+            where = f"{model}, {data}, each at its best" if several else "each at its best"
+            yield partial(compared_at_best, test, where, members)
+        return
     for (model, data, regime), members in grouped(here, lambda cell: (cell.model, cell.data, cell.regime)):
         of_arm = dict(grouped(members, lambda cell: cell.arm))
         where = f"{model}, {data}, {regime}" if several else regime
         if isinstance(test, Greater | Equal):
             if test.arm in of_arm and test.than in of_arm:
                 yield partial(compared, test, where, of_arm[test.arm], of_arm[test.than])
-        elif isinstance(test, NoneGreater):
+        elif isinstance(test, NoneGreater | AllEqual):
             for arm, ours in of_arm.items():
+                if isinstance(test, AllEqual) and arm not in test.arms:
+                    continue
                 if arm != test.than and test.than in of_arm:
                     yield partial(compared, test, f"{where}: {arm}", ours, of_arm[test.than])
         elif isinstance(test, NoGain):
@@ -315,7 +195,7 @@ def differences(ours: Sequence[Cell], theirs: Sequence[Cell] | None) -> NDArray[
 
 
 def compared(
-    test: Greater | Equal | NoneGreater | NoGain,
+    test: Greater | Equal | AllEqual | NoneGreater | NoGain,
     where: str,
     ours: Sequence[Cell],
     theirs: Sequence[Cell] | None,
@@ -325,9 +205,38 @@ def compared(
     d_S = differences(ours, theirs)
     if not len(d_S):
         return Finding(where, "not run", planned=len(ours))
+    kind = "equal" if test.kind == "all_equal" else test.kind
+    same = kind == "equal" and theirs is not None and len(d_S) > 1 and not d_S.any()
+    if same and theirs is not None and not differing(pairs(ours, theirs))[0]:
+        return Finding(where, "reproduced", 0.0, None, len(d_S), len(ours), "every completion is the same")
+    return judged(kind, test.margin, where, d_S, len(ours), level)
+
+
+def judged(
+    kind: str, margin: float, where: str, d_S: NDArray[np.float64], planned: int, level: float, note: str = ""
+) -> Finding:
     interval = interval_of(d_S, level)
-    outcome = outcome_of(test.kind, interval, test.margin)
-    return Finding(where, outcome, float(d_S.mean()), interval, len(d_S), len(ours))
+    spread = None if interval is None else float(d_S.std(ddof=1))
+    return Finding(
+        where,
+        outcome_of(kind, interval, margin),
+        float(d_S.mean()),
+        interval,
+        len(d_S),
+        planned,
+        note,
+        detectable(spread, len(d_S), 1 - level),
+    )
+
+
+def compared_at_best(test: Greater | Equal, where: str, cells: Sequence[Cell], level: float) -> Finding:
+    """Of one model and data set. Chosen on the validation part, compared on the test part."""
+    chosen = {arm: best_regime([cell for cell in cells if cell.arm == arm]) for arm in (test.arm, test.than)}
+    ours, theirs = chosen[test.arm], chosen[test.than]
+    if ours is None or theirs is None or not pairs(ours, theirs):
+        return Finding(where, "not run", planned=len({cell.seed for cell in cells}))
+    note = "; ".join(f"{arm}: {found[0].regime}" for arm, found in chosen.items() if found)
+    return judged(test.kind, test.margin, where, differences(ours, theirs), len(ours), level, note)
 
 
 def interval_of(d_S: NDArray[np.float64], level: float) -> Bounds | None:
@@ -361,13 +270,19 @@ def identical(where: str, ours: Sequence[Cell], theirs: Sequence[Cell], _level: 
     both = pairs(ours, theirs)
     if not both:
         return Finding(where, "not run", planned=len(ours))
+    other, total = differing(both)
+    note = f"{other} of {total} completions differ" if other else f"all {total} completions are the same"
+    return Finding(where, "not reproduced" if other else "reproduced", None, None, len(both), len(ours), note)
+
+
+def differing(both: Sequence[tuple[Cell, Cell]]) -> tuple[int, int]:
+    """How many completions of the test part are not the same, and of how many."""
     total = other = 0
     for a, b in both:
         x, y = last_of(a), last_of(b)
         total += len(x)
         other += sum(x[one].text != y[one].text for one in x) if x.keys() == y.keys() else len(x)
-    note = f"{other} of {total} completions differ" if other else f"all {total} completions are the same"
-    return Finding(where, "not reproduced" if other else "reproduced", None, None, len(both), len(ours), note)
+    return other, total
 
 
 def at_most(test: Metric, where: str, cells: Sequence[Cell], _level: float) -> Finding:
@@ -397,7 +312,7 @@ def larger_lead(test: LargerLead, cells: Sequence[Cell], where: str, level: floa
         return Finding(where, "not run", planned=planned)
     value = float(a.mean() - b.mean())
     interval = None
-    if min(len(a), len(b)) > 1:
+    if min(len(a), len(b)) > 1 and max(np.ptp(a), np.ptp(b)) > 1e-9:
         found = stats.ttest_ind(a, b, equal_var=False).confidence_interval(level)
         interval = (float(found.low), float(found.high))
     outcome = outcome_of(test.kind, interval, test.margin)
@@ -418,47 +333,25 @@ def as_published(test: AsPublished, figure: Published, cells: Sequence[Cell], le
     complete = [cell for cell in cells if cell.complete]
     if not complete:
         return Finding(where, "not run", planned=len(cells))
-    d_S = 100 * correct_of([last_of(cell) for cell in complete]).mean(axis=1) - figure.accuracy
+    correct_SN = 100 * correct_of([last_of(cell) for cell in complete])
+    d_S = correct_SN.mean(axis=1) - figure.accuracy
     interval = interval_of(d_S, level)
     outcome = outcome_of("equal", interval, test.margin)
-    return Finding(where, outcome, float(d_S.mean()), interval, len(complete), len(cells))
+    p = figure.accuracy / 100
+    own = float(stats.norm.isf((1 - LEVEL) / 2) * 100 * np.sqrt(p * (1 - p) / correct_SN.shape[1]))
+    note = f"ours {correct_SN.mean():.1f}, theirs {figure.accuracy:.1f}, itself +- {own:.1f} on so many problems"
+    if figure.trained_on is None:
+        note += ", trained on unknown"
+        outcome = "underpowered" if outcome == "not reproduced" else outcome  # it may have been another data set
+    return Finding(where, outcome, float(d_S.mean()), interval, len(complete), len(cells), note)
 
 
-def to_json(verdicts: Sequence[Verdict], scale: str) -> str:
-    record = {"scale": scale, "verdicts": [asdict(verdict) for verdict in verdicts]}
-    return json.dumps(record, indent=1, default=str) + "\n"
-
-
-def _as_json(claim: Claim) -> str:
-    return json.dumps(asdict(claim), sort_keys=True, default=str)
-
-
-def _written(path: Path, scale: str) -> dict[str, tuple[Finding, ...]]:
-    """The findings of a verdicts.json by the claim as it was then; none where it is of another scale or version."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            json.dumps(one["claim"], sort_keys=True): tuple(Finding(**finding) for finding in one["findings"])
-            for one in (record["verdicts"] if record["scale"] == scale else [])
-        }
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def of_other_studies(results: Path, name: str, scale: str) -> list[tuple[str, list[Verdict]]]:
-    """Study -> its verdicts as its tables had them when they were last made here, at this scale; for each study that
-    claims hang on, in the order of claims.yaml. [] for one that has no tables yet."""
+def of_other_scales(scale: str) -> list[Verdict]:
+    """The claims that speak of another scale alone: not run at this one."""
     known = load_claims()
-    found = []
-    for study in dict.fromkeys(claim.study for claim in known.claims):
-        if study in (name, "theory"):
-            continue
-        written = _written(results / study / "verdicts.json", scale)
-        mine = []
-        for claim in known.claims:
-            if claim.study == study and claim.scale in (None, scale):
-                lines = written.get(_as_json(claim), ()) or (Finding("", "not run"),)
-                mine.append(Verdict(claim, overall(lines), lines, str(known.decided)))
-        if mine:
-            found.append((study, mine))
-    return found
+    lines = (Finding("", "not run"),)
+    return [
+        Verdict(claim, "not run", lines, str(known.decided))
+        for claim in known.claims
+        if claim.scale not in (None, scale)
+    ]

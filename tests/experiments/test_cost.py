@@ -19,13 +19,16 @@ def test_counts_of_the_papers_scale(paper: tuple[StudyConfig, list[Cell]]) -> No
     # Six methods and five seeds, of which SFT samples nothing; 1,312 steps of 16 problems, four completions of each.
     assert (one.planned, one.done, one.hours, one.steps) == (30, 0, None, 30 * 1312)
     assert (one.completions, one.sampled) == (25 * 83_968, 25 * 83_968 * 1024)
+    # 264 validations of 200 problems, the test parts of MATH twice, and of each benchmark, twice.
+    assert one.evaluated == 30 * (264 * 200 + 2 * 5000 + 2 * (1319 + 5000 + 500 + 300 + 2305))
     # One pass of no_clip's, one of SFT's over a solution a problem, two of the four others'.
     assert one.learned == 5 * 1024 * (83_968 + 83_968 // 4 + 4 * 2 * 83_968)
 
 
 def test_hours_are_those_on_record_of_complete_runs(smoke: tuple[StudyConfig, list[Cell]]) -> None:
     cells = smoke[1]
-    assert cost_of("cpu", cells).hours is None
+    study = load_study("smoke")
+    assert cost_of(cells, study, smoke[0]).hours is None
     for cell in cells[:2]:
         write_run(cell, [True])
         lines = [
@@ -34,5 +37,5 @@ def test_hours_are_those_on_record_of_complete_runs(smoke: tuple[StudyConfig, li
             {"step": 2, "time/step_s": 1020.0, "time/save_s": 60.0},
         ]
         (cell.run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    cost = cost_of("cpu", cells)
+    cost = cost_of(cells, study, smoke[0])
     assert (cost.done, cost.planned, cost.hours) == (2, 4, pytest.approx(1.0))

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,12 +15,14 @@ from written_runs import STEPS, TERSE, write_graded, write_run
 
 import page
 import tables
+from benchmarking import benchmark_tasks
+from claims import load_claims
 from pspo.config import StudyConfig
 from pspo.errors import PspoError
 from pspo.intervals import Estimate, wilson
-from results import Asked, Row, all_published, published_for, rows_of
+from results import Asked, Row, all_published, asked_of, published_for, rows_of
 from studies import Cell, load_study
-from verdicts import Finding, Verdict, load_claims
+from verdicts import Finding, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = load_study("smoke")
@@ -131,13 +133,13 @@ def test_the_four_tables_say_the_same(smoke: tuple[StudyConfig, list[Cell]]) -> 
     assert len({line.count(" & ") for line in tex.splitlines() if line.endswith(r" \\")}) == 1
     # Right in pspo alone: two problems of seed 0, one of seed 1; in no_clip alone one. By problem 0, -1, 1, 2: of the
     # eight ways to sign 1, 1 and 2, six come to 2 or more.
-    assert lines[7] == "| gentle | pspo | 2 | +25.0 | +25.0 | 3 / 1 | 0.750 | - | - |"
+    assert lines[7] == "| gentle | pspo | no_clip | 2 | +25.0 | - | 3 / 1 | 1.000, 1.000 | 0.750 | - | - |"
     beside = list(csv.DictReader((folder / "table_comparisons.csv").open()))
     assert [(one["arm"], one["of_methods"]) for one in beside] == [("pspo", "")]
     assert float(beside[0]["of_policies"]) == pytest.approx(0.75)
     (same,) = json.loads((folder / "table_main.json").read_text())["comparisons"]
     assert (same["value"], same["tests"]["by_seed"][0]) == (0.25, {"ours": 2, "theirs": 1, "p": 1.0})
-    assert r"gentle & pspo & 2 & +25.0" in (folder / "table_comparisons.tex").read_text()
+    assert r"gentle & pspo & no\_clip & 2 & +25.0" in (folder / "table_comparisons.tex").read_text()
     for name in ("study", "command", "date", "commit", "packages", "test problems"):
         assert f"- {name}: " in printed
 
@@ -197,6 +199,53 @@ def test_changes_carry_their_sign(estimate: Estimate | None, text: str) -> None:
     assert tables.change(estimate) == text
 
 
+def write_drawn(path: Path, right: Sequence[Sequence[bool]]) -> None:
+    """An evaluation's files: problem i has a completion for each of right[i]; all that are right say the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, of_problem in enumerate(right):
+        completions = [
+            {"correct": one, "answer": "4" if one else str(5 + k), "finished": True} for k, one in enumerate(of_problem)
+        ]
+        lines.append(json.dumps({"id": f"wp-{number}", "completions": completions}))
+    path.write_text("\n".join(lines) + "\n")
+    path.with_suffix(".summary.json").write_text("{}")
+
+
+def test_sampled_evaluations_by_hand_and_the_best_of_a_run_whose_last_is_best(
+    smoke: tuple[StudyConfig, list[Cell]],
+) -> None:
+    """Two problems, four samples at T = 0.8. PSPO's first seed was best before its end, its second at its end."""
+    cfg, cells = smoke
+    study = load_study("smoke")
+    study.scales["cpu"].benchmarks["two"] = ("benchmark=wordproblems", "temperature=[0,0.8]", "samples=4", "limit=2")
+    yes, no = True, False
+    for cell in cells:
+        write_run(cell, [True])
+        best = 1 if (cell.arm, cell.seed) == ("pspo", 0) else cell.cfg.steps
+        (cell.run_dir / "summary.json").write_text(json.dumps({"best_step": best}))
+        last = [[yes, yes, no, no], [no, no, no, yes]] if cell.arm == "pspo" else [[yes] * 4, [no] * 4]
+        for task in benchmark_tasks([cell], study, cfg):
+            out = task.product.with_name(task.product.name.replace(".summary.json", ".jsonl"))
+            drawn = [[yes] * 4, [yes] * 4] if ".best" in out.name else last
+            write_drawn(out, drawn)
+            write_drawn(out.with_name(out.name.replace("T0.8", "T0")), [one[:1] for one in drawn])
+    rows = {(row.arm, row.which, row.temperature): row for row in asked_of(study, cells, cfg)}
+    assert len(rows) == 2 * 2 * 2 and {row.done for row in rows.values()} == {2}
+    pspo, best = rows["pspo", "last", 0.8], rows["pspo", "best", 0.8]
+    assert pspo.accuracy.value == pytest.approx((0.5 + 0.25) / 2) and pspo.difference is not None
+    assert pspo.difference.value == pytest.approx(0.375 - 0.5)
+    # pass@2 of two right of four: 1 - C(2, 2) / C(4, 2); of one: 1 - C(3, 2) / C(4, 2). Votes: 4 twice; a tie of four.
+    assert pspo.pass_at == pytest.approx({1: 0.375, 2: (5 / 6 + 1 / 2) / 2, 4: 1.0})
+    assert pspo.pass_at_most.value == 1.0 and pspo.pass_difference is not None
+    assert pspo.pass_difference.value == pytest.approx(0.5)
+    assert pspo.majority.value == pytest.approx((1 + 1 / 4) / 2)
+    # Of the first seed the best checkpoint, of the second the last, which is its best: all of 1, and 0.375.
+    assert best.accuracy.value == pytest.approx((1 + 0.375) / 2)
+    table = "\n".join(tables.markdown(tables.asked_columns(list(rows.values()), "no_clip"), list(rows.values()), []))
+    assert "| pass@4, % |" in table and "100.0 [" in table
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
 def test_latex_takes_every_table(smoke: tuple[StudyConfig, list[Cell]], tmp_path: Path) -> None:
     cfg, cells = smoke
@@ -217,10 +266,11 @@ def made_up(folder: Path) -> Iterator[Path]:
     """The tables of a study, and those of verdicts and benchmarks, which it has not, with what TeX could misread."""
     yield from (folder / "table_main.tex", folder / "table_comparisons.tex")
     [first, *_] = load_claims().claims
-    finding = Finding("50% & more_of #1 {x} ~^\\", "underpowered", 1.0, (-2.0, 4.0), 2, 3)
+    finding = Finding("50% & more_of #1 {x} ~^\\ <|>", "underpowered", 1.0, (-2.0, 4.0), 2, 3)
     lines = tables.verdict_lines([Verdict(first, "underpowered", (finding, finding), "2026-11-28")])
     (folder / "verdicts.tex").write_text(tables.tex({}, tables.VERDICT_COLUMNS, lines, ["a note"]))
     estimate = Estimate(0.5, None, (0.4, 0.6), 1, 9)
-    asked = Asked("m", "d", "r", "a", "b", "last", 0.2, 1, 2, 9, 16, estimate, None, {1: 0.5, 16: 0.9}, 0.6)
+    place = ("m", "d", "r", "a", "b", "last", 0.2, 1, 2, 9, 16)
+    asked = Asked(*place, estimate, None, {1: 0.5, 16: 0.9}, estimate, estimate, estimate)
     (folder / "asked.tex").write_text(tables.tex({}, tables.asked_columns([asked], "no_clip"), [asked], []))
     yield from (folder / "verdicts.tex", folder / "asked.tex")

@@ -10,19 +10,22 @@ from pathlib import Path
 import pytest
 from written_runs import STEPS, TERSE, write_graded, write_run
 
+import verdictfiles
 import verdicts
+from claims import AllEqual, Claim, Claims, Equal, Greater, Identical, Metric, NoGain, NoneGreater, Test, load_claims
 from pspo.config import StudyConfig
 from pspo.errors import ConfigError
-from studies import STUDIES, Cell, Study, cells_of, load_study
-from verdicts import Claim, Claims, Equal, Finding, Greater, Identical, Metric, NoGain, NoneGreater, overall
+from results import bests_of, pairs_of
+from studies import STUDIES, Cell, cells_of, load_study
+from verdicts import Finding, overall
 
 STUDY = load_study("smoke")  # no_clip and pspo, two seeds
 PROBLEMS = 200
 
 
-def judged(monkeypatch: pytest.MonkeyPatch, cells: list[Cell], *tests: verdicts.Test) -> list[verdicts.Verdict]:
+def judged(monkeypatch: pytest.MonkeyPatch, cells: list[Cell], *tests: Test) -> list[verdicts.Verdict]:
     claims = tuple(Claim(str(k), "ours", "it holds", "here", "smoke", test) for k, test in enumerate(tests))
-    monkeypatch.setattr(verdicts, "load_claims", lambda: Claims("2026-11-28", claims))
+    monkeypatch.setattr(verdicts, "load_claims", lambda: Claims("2026-11-28", "nothing was run", claims))
     return verdicts.verdicts_of("smoke", "cpu", STUDY, cells)
 
 
@@ -137,14 +140,13 @@ def test_one_place_that_does_not_hold_decides() -> None:
 @pytest.mark.parametrize("scale", ["cpu", "paper"])
 def test_every_claim_names_what_its_study_has(study_config: Callable[..., StudyConfig], scale: str) -> None:
     """And has a line to decide at each scale that it speaks of."""
-    claims = [claim for claim in verdicts.load_claims().claims if claim.study != "theory"]
+    claims = [claim for claim in load_claims().claims if claim.study != "theory"]
     assert {claim.study for claim in claims} <= {path.stem for path in STUDIES.glob("*.yaml")}
     for name in sorted({claim.study for claim in claims if claim.scale in (None, scale)}):
         study = load_study(name)
         cells = cells_of(study, study_config(f"study={name}", f"scale={scale}"))
         for verdict in verdicts.verdicts_of(name, scale, study, cells):
-            if verdict.claim.id != "random-teaches-nothing" or scale == "cpu":
-                assert verdict.findings, verdict.claim.id
+            assert verdict.findings, verdict.claim.id
             assert {finding.outcome for finding in verdict.findings} <= {"not run"}
 
 
@@ -164,8 +166,8 @@ def test_published_figures_are_met_within_the_margin(
     for cell in mine:
         if (cell.model, cell.arm, cell.data) == ("qwen2_5_0_5b", "pspo", "gsm8k"):
             write_run(cell, [k < 800 + cell.seed for k in range(2000)])
-    claim = next(one for one in verdicts.load_claims().claims if one.id == "published-figures")
-    monkeypatch.setattr(verdicts, "load_claims", lambda: Claims("2026-11-28", (claim,)))
+    claim = next(one for one in load_claims().claims if one.id == "published-figures")
+    monkeypatch.setattr(verdicts, "load_claims", lambda: Claims("2026-11-28", "nothing was run", (claim,)))
     [verdict] = verdicts.verdicts_of("main", "paper", study, mine)
     outcomes = {finding.where: (finding.outcome, finding.value) for finding in verdict.findings}
     assert outcomes["qwen2_5_0_5b, pspo, gsm8k (v1: 39.7)"] == ("reproduced", pytest.approx(0.4))
@@ -173,35 +175,96 @@ def test_published_figures_are_met_within_the_margin(
     assert verdict.outcome == "not run"
 
 
-def test_what_a_study_wrote_is_read_by_the_report_of_another(
-    smoke: tuple[StudyConfig, list[Cell]], tmp_path: Path
-) -> None:
-    def main_of(scale: str) -> Study | list[verdicts.Verdict]:
-        return dict(verdicts.of_other_studies(tmp_path, "smoke", scale))["main"]
+def test_what_a_study_wrote_is_read_by_the_report_of_another(tmp_path: Path) -> None:
+    def main_of(scale: str) -> verdictfiles.Elsewhere:
+        return next(one for one in verdictfiles.of_other_studies(tmp_path, "smoke", scale) if one.study == "main")
 
     first = main_of("cpu")
-    assert isinstance(first, list) and {one.outcome for one in first} == {"not run"}
-    done = [replace(first[0], findings=(Finding("gentle", "reproduced", 1.5, (0.5, 2.5), 5, 5),)), *first[1:]]
+    assert {one.outcome for one in first.verdicts} == {"not run"} and first.made == {}
+    finding = Finding("gentle", "reproduced", 1.5, (0.5, 2.5), 5, 5)
+    done = [replace(first.verdicts[0], findings=(finding,)), *first.verdicts[1:]]
     (tmp_path / "main").mkdir()
-    (tmp_path / "main/verdicts.json").write_text(verdicts.to_json(done, "cpu"))
+    text = verdictfiles.to_json(done, "cpu", {"commit": "abc"})
+    (tmp_path / "main/verdicts.json").write_text(text)
     again = main_of("cpu")
-    assert isinstance(again, list) and again[0].outcome == "reproduced" and again[0].findings[0].seeds == 5
-    other = main_of("paper")
-    assert isinstance(other, list) and {one.outcome for one in other} == {"not run"}  # of another scale
-    text = (tmp_path / "main/verdicts.json").read_text()
+    assert (again.verdicts[0].outcome, again.verdicts[0].findings, again.made) == (
+        "reproduced",
+        (finding,),
+        {"commit": "abc"},
+    )
+    assert {one.outcome for one in main_of("paper").verdicts} == {"not run"}  # of another scale
     for changed in (text.replace('"id": "slope', '"id": "no-slope'), text[:100], "[]"):
         (tmp_path / "main/verdicts.json").write_text(changed)  # the claim is another now, or the file is torn
-        third = main_of("cpu")
-        assert isinstance(third, list) and {one.outcome for one in third} == {"not run"}
+        assert {one.outcome for one in main_of("cpu").verdicts} == {"not run"}
 
 
 def test_formal_results_are_those_that_theory_wrote(tmp_path: Path) -> None:
+    def outcomes(*places: str) -> list[str]:
+        statements = [
+            {"statement": f"{name}, x", "on": on, "violation": 1e-16, "cases": 7, "holds": name != "Lemma 2.1"}
+            for name in ("Lemma 2.1", "Corollary 2.2", "Proposition 2.3", "Proposition 2.4", "Proposition 2.5")
+            for on in places
+        ]
+        (tmp_path / "theory.json").write_text(json.dumps({"statements": statements}))
+        found = verdicts.theory_verdicts(tmp_path / "theory.json")
+        assert "7 cases" in found[1].findings[0].note and found[1].findings[0].where.endswith("x; random")
+        return [one.outcome for one in found]
+
     assert {one.outcome for one in verdicts.theory_verdicts(tmp_path / "theory.json")} == {"not run"}
-    statements = [
-        {"statement": f"{name}, x", "on": "random", "violation": 1e-16, "cases": 7, "holds": name != "Lemma 2.1"}
-        for name in ("Lemma 2.1", "Corollary 2.2", "Proposition 2.3", "Proposition 2.4", "Proposition 2.5")
-    ]
-    (tmp_path / "theory.json").write_text(json.dumps({"statements": statements}))
-    found = verdicts.theory_verdicts(tmp_path / "theory.json")
-    assert [one.outcome for one in found] == ["not reproduced", *["reproduced"] * 4]
-    assert "7 cases" in found[1].findings[0].note
+    assert outcomes("random", verdicts.REAL) == ["not reproduced", *["reproduced"] * 4]
+    assert outcomes("random") == ["not reproduced", *["not run"] * 4]  # there was no warm start: no real policies
+
+
+def test_claims_of_another_scale_are_told_as_not_run() -> None:
+    at_cpu = {verdict.claim.id: verdict.outcome for verdict in verdicts.of_other_scales("cpu")}
+    assert at_cpu["published-figures"] == "not run" and "alpha-cancels-exactly" not in at_cpu
+    assert "alpha-cancels-exactly" in {verdict.claim.id for verdict in verdicts.of_other_scales("paper")}
+
+
+def test_seeds_without_spread_decide_nothing_unless_every_completion_is_the_same(
+    smoke: tuple[StudyConfig, list[Cell]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = smoke[1]
+    tests = Equal("equal", "pspo", "no_clip", 2.0), AllEqual("all_equal", ("pspo",), "no_clip", 2.0)
+    fill(cells, no_clip=(9, 9), pspo=(9, 9))
+    found = judged(monkeypatch, cells, *tests)
+    assert [one.outcome for one in found] == ["reproduced", "reproduced"]
+    assert found[0].findings[0].note == "every completion is the same"
+    for cell in cells:  # as many right, and others
+        if cell.arm == "pspo":
+            write_run(cell, [k >= PROBLEMS - 9 for k in range(PROBLEMS)], text=TERSE)
+    assert [one.outcome for one in judged(monkeypatch, cells, *tests)] == ["underpowered", "underpowered"]
+
+
+def test_at_its_best_is_chosen_on_the_validation_part(
+    study_config: Callable[..., StudyConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PSPO is best on the test part at 2e-5, on the validation part at 2e-4; no_clip at 5e-5 on both."""
+    cfg, study = study_config("study=edge"), load_study("edge")
+    cells = cells_of(study, cfg)
+    validation = {"pspo": {"lr 2e-4": 0.9}, "no_clip": {"lr 5e-5": 0.9}}
+    right = {("pspo", "lr 2e-5"): 190, ("pspo", "lr 2e-4"): 140, ("no_clip", "lr 5e-5"): 160}
+    for cell in cells:
+        count = right.get((cell.arm, cell.regime), 100) + cell.seed
+        write_run(cell, [k < count for k in range(PROBLEMS)])
+        accuracy = validation.get(cell.arm, {}).get(cell.regime, 0.5)
+        summary = json.loads((cell.run_dir / "summary.json").read_text()) | {
+            "validation": {"0": 0.99, str(cell.cfg.steps): accuracy}
+        }
+        (cell.run_dir / "summary.json").write_text(json.dumps(summary))
+    claim = Claim("0", "ours", "it holds", "here", "edge", Greater("greater", "pspo", "no_clip", 2.0, at_best=True))
+    monkeypatch.setattr(verdicts, "load_claims", lambda: Claims("2026-11-28", "nothing was run", (claim,)))
+    [verdict] = verdicts.verdicts_of("edge", "cpu", study, cells)
+    [finding] = verdict.findings
+    assert (finding.value, finding.note) == (pytest.approx(-10.0), "pspo: lr 2e-4; no_clip: lr 5e-5")
+    best = {one.arm: one for one in bests_of(study, cells)}
+    assert (best["pspo"].regime, best["pspo"].farthest, best["pspo"].validated) == ("lr 2e-4", "lr 2e-4", 0.9)
+    assert best["pspo"].difference is not None and best["pspo"].difference.value == pytest.approx(-0.1)
+    assert best["clip"].farthest == "lr 4e-4"  # all alike: the first is its best, and the last is near it
+
+
+def test_what_a_claim_compares_is_compared_problem_by_problem_too() -> None:
+    for claim in load_claims().claims:
+        if isinstance(claim.test, Greater | Equal) and not claim.test.at_best:
+            study = load_study(claim.study)
+            assert (claim.test.arm, claim.test.than) in pairs_of(study, study.arms), claim.id
