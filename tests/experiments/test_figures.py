@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from written_runs import write_run
 
+import curves
 import figures
 from pspo.config import StudyConfig
+from pspo.intervals import Estimate
 from pspo.metrics import RATIO_EDGES
-from studies import Cell
+from results import Asked
+from studies import Cell, load_study
 
 
 def log(cell: Cell, steps: list[dict[str, float | None]]) -> None:
@@ -62,6 +65,43 @@ def test_a_step_where_a_seed_has_no_number_is_left_out(runs: list[Cell]) -> None
     of_seeds = [figures.read_metrics(cell.run_dir) for cell in runs]
     steps, values = figures.series(of_seeds, "kl/k3")
     assert steps == [1] and values.shape == (4, 1)
+
+
+def test_a_line_has_a_few_hundred_points_at_most() -> None:
+    long = {step: {"step": float(step), "kl/k3": float(step)} for step in range(1, 1313)}
+    steps, values = figures.series([long], "kl/k3")
+    assert 200 < len(steps) <= figures.MOST_STEPS and list(values[0]) == steps == list(range(1, 1313, steps[1] - 1))
+
+
+def test_curves_against_the_temperature_are_the_tables_numbers(tmp_path: Path) -> None:
+    def row(arm: str, temperature: float, value: float) -> Asked:
+        found = Estimate(value, (value - 0.1, value + 0.1), (0.0, 1.0), 2, 9)
+        counts = {"done": 2, "planned": 2, "problems": 9, "samples": 1 if temperature == 0 else 16}
+        return Asked(
+            *("tiny", "wordproblems", "gentle", arm, "words", "last", temperature),
+            **counts,
+            accuracy=found,
+            difference=None,
+            pass_at={1: value},
+            pass_at_most=found,
+            pass_difference=None,
+            majority=found,
+        )
+
+    rows = [row(arm, T, 0.5 - T / 4) for arm in ("no_clip", "pspo") for T in (0.8, 0.0)]
+    [drawn] = curves.draw_by_temperature(tmp_path, load_study("smoke"), rows)
+    texts = " ".join(ElementTree.parse(drawn.path).getroot().itertext())
+    assert all(word in texts for word in ("temperature", "accuracy (%)", "pass@16 (%)", "majority vote (%)", "pspo"))
+    assert curves.draw_by_temperature(tmp_path, load_study("smoke"), rows[:1]) == []  # one temperature is no curve
+    figure, panel = figures.plt.subplots()
+    curves.draw_line(panel, "pspo", 1, [(0.0, rows[1].accuracy), (0.8, rows[0].accuracy)])
+    line, _, [bars] = panel.containers[0].lines
+    assert list(line.get_ydata()) == pytest.approx([50.0, 30.0])
+    assert [list(bar[:, 1]) for bar in bars.get_segments()] == [
+        pytest.approx([40.0, 60.0]),
+        pytest.approx([20.0, 40.0]),
+    ]
+    figures.plt.close(figure)
 
 
 def test_the_distribution_is_the_shares_between_the_edges(runs: list[Cell]) -> None:

@@ -109,6 +109,12 @@ scales:
         ),
         ("seeds: [0]", "seeds: [0]\ncurve: {x: {setting: surrogate.name, label: x}}", r"curve.setting=surrogate.name"),
         ("seeds: [0]", "seeds: [0]\ncurve: {x: {setting: learner.nope, label: x}}", r"curve.setting=learner.nope"),
+        ("seeds: [0]", "seeds: [0]\ncontrasts: [[a, c]]", r"contrasts=c: must be one of the arms: a, b"),
+        (
+            "[experiment=gentle]}",
+            "[experiment=gentle]}\n    published: {c: clip}",
+            r"published=c: must be one of the arms",
+        ),
         ("title: t", "title: [", r"not YAML"),
     ],
 )
@@ -129,7 +135,7 @@ def test_a_mistake_in_a_study_is_one_line_that_names_it(
 
 
 def test_an_unknown_study_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"study=mian: must be one of alpha, controls, edge, epsilon"):
+    with pytest.raises(ConfigError, match=r"study=mian: must be one of alpha, confirm, controls, edge, epsilon"):
         load_study("mian")
 
 
