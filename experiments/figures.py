@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
 from pspo.metrics import RATIO_EDGES
@@ -114,7 +115,9 @@ def draw(folder: Path, cells: Sequence[Cell], arms: Sequence[str]) -> list[Figur
             drawing = by_regime(place, partial(against, curve, arms))
             caption = f"{where}Reward against {curve.label}: the way of training, mean over seeds; a dot is its end."
             found.append(Figure(save(drawing, folder / f"reward_against_{curve.name}{suffix}"), caption))
-        caption = f"{where}Shares of completion tokens by their ratio, all updates of a step, mean over seeds."
+        caption = (
+            f"{where}Shares of completion tokens by their ratio, all updates of a step, mean over seeds; white: none."
+        )
         found.append(Figure(save(distributions(place), folder / f"ratio_distribution{suffix}"), caption))
         caption = f"{where}Time of a step by phase, median over steps, mean over seeds. Runs may share a machine."
         widest = 0.25 + 0.08 * max(len(arm) for arm in arms)
@@ -229,30 +232,33 @@ def against(curve: Curve, arms: Sequence[str], panel: Axes, methods: list[tuple[
 
 
 def distributions(place: Place) -> Drawing:
-    """Rows are regimes, columns arms: the share of tokens in each interval of RATIO_EDGES, stacked, by step."""
+    """Rows are regimes, columns arms: the share of tokens in each interval of RATIO_EDGES by step, in colours on a
+    logarithmic scale, since nearly all ratios are near 1 and it is the others that methods treat differently."""
     widest = max(len(methods) for _, methods in place)
-    drawing, axes = grid(len(place), widest, Room(width=2.6, height=2.0, left=0.65, top=0.3, bottom=0.5, beside=1.4))
-    edges = [f"{edge:g}" for edge in RATIO_EDGES]
-    labels = [f"r < {edges[0]}", *(f"{a} to {b}" for a, b in pairwise(edges)), f"r >= {edges[-1]}"]
-    shades = plt.get_cmap("PuOr")(np.linspace(0.02, 0.98, len(labels)))
+    drawing, axes = grid(len(place), widest, Room(width=2.6, height=2.2, left=0.65, top=0.3, bottom=0.5, beside=1.1))
+    norm, shades = LogNorm(1e-5, 1.0), plt.get_cmap("cividis_r")
     for row, (regime, methods) in zip(axes, place, strict=True):
         for panel, (arm, runs) in zip(row, methods, strict=False):
-            below = [series(runs, f"ratio/below_{edge}_share") for edge in edges]
-            if not all(steps for steps, _ in below):
-                continue
+            below = [series(runs, f"ratio/below_{edge:g}_share") for edge in RATIO_EDGES]
             steps = below[0][0]
-            none, all_ = np.zeros(len(steps)), np.full(len(steps), 100.0)
-            cumulative = np.array([none, *(100 * values.mean(axis=0) for _, values in below), all_])
-            panel.stackplot(steps, np.diff(cumulative, axis=0), colors=shades, labels=labels, linewidth=0)
-            panel.margins(0)
-            panel.set_yticks([0, 50, 100])
+            if steps:
+                none, all_ = np.zeros(len(steps)), np.ones(len(steps))
+                cumulative = np.array([none, *(values.mean(axis=0) for _, values in below), all_])
+                shares = np.ma.masked_less_equal(np.diff(cumulative, axis=0), 0.0)
+                span = (steps[0] - 0.5, steps[-1] + 0.5, -0.5, len(shares) - 0.5)
+                panel.imshow(shares, shades, norm, aspect="auto", origin="lower", extent=span, interpolation="nearest")
+            panel.set_yticks(
+                np.arange(len(RATIO_EDGES)) + 0.5, [f"{edge:g}" for edge in RATIO_EDGES], fontsize="x-small"
+            )
             panel.set_title(f"{arm}" if len(place) == 1 else f"{regime}: {arm}", fontsize="small", y=1.0)
         for panel in row[len(methods) :]:
             panel.set_axis_off()
-        row[0].set_ylabel("tokens (%)")
+        row[0].set_ylabel("ratio r")
     for panel in axes[-1]:
         panel.set_xlabel("training step")
-    legend(drawing, axes.flat, loc="center right", reverse=True, title="ratio")
+    width, height = drawing.get_size_inches()
+    bar = drawing.add_axes((1 - 0.95 / width, 0.5 / height, 0.12 / width, 1.4 / height))
+    drawing.colorbar(ScalarMappable(norm, shades), bar).set_label("share of tokens", fontsize="small")
     return drawing
 
 

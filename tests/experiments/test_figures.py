@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
 from written_runs import write_run
 
@@ -107,12 +108,13 @@ def test_curves_against_the_temperature_are_the_tables_numbers(tmp_path: Path) -
 def test_the_distribution_is_the_shares_between_the_edges(runs: list[Cell]) -> None:
     of_seeds = [figures.read_metrics(cell.run_dir) for cell in runs]
     drawing = figures.distributions([("gentle", [("pspo", of_seeds)])])
-    stacks = drawing.axes[0].collections
-    assert len(stacks) == len(RATIO_EDGES) + 1
-    tops = [max(y for x, y in one.get_paths()[0].vertices if x == 2) for one in stacks]
-    assert tops == pytest.approx([0, 10, 20, 30, 40, 50, 60, 70, 100])
-    legend = [text.get_text() for text in drawing.legends[0].get_texts()]
-    assert {"r < 0.5", "0.99 to 1.01", "r >= 2"} <= set(legend)
+    [image] = drawing.axes[0].images
+    shares = image.get_array()
+    assert shares is not None and shares.shape == (len(RATIO_EDGES) + 1, 2)  # by step
+    # Step 1: all between 0.99 and 1.01. Step 2: none below the first edge, a tenth in each interval, the rest above.
+    assert [k for k in range(9) if not np.ma.getmaskarray(shares)[k, 0]] == [4] and shares[4, 0] == 1
+    assert list(shares[1:, 1]) == pytest.approx([*[0.1] * 7, 0.3]) and np.ma.getmaskarray(shares)[0, 1]
+    assert [text.get_text() for text in drawing.axes[0].get_yticklabels()] == [f"{edge:g}" for edge in RATIO_EDGES]
     figures.plt.close(drawing)
 
 
