@@ -143,7 +143,7 @@ class Room:
 
     width: float = 4.3
     height: float = 3.1
-    left: float = 0.75
+    left: float = 0.9
     right: float = 0.15
     top: float = 0.35
     bottom: float = 0.55
@@ -162,7 +162,7 @@ def grid(rows: int, columns: int, room: Room) -> tuple[Drawing, NDArray[Any]]:
         x, y = column * room.width + room.left, height - (row + 1) * room.height + room.bottom
         panel = drawing.add_axes((x / width, y / height, inner[0] / width, inner[1] / height))
         panel.xaxis.set_label_coords(0.5, -0.28 / inner[1])
-        panel.yaxis.set_label_coords(-0.46 / inner[0], 0.5)
+        panel.yaxis.set_label_coords(-(room.left - 0.2) / inner[0], 0.5)
         axes[row, column] = panel
     return drawing, axes
 
