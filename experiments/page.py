@@ -97,7 +97,7 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
             mixed="(MIXED)" in " ".join(header.values()),
             verdict_legend=tables.verdict_legend(),
             difference=tables.found,
-            detectable=tables.detectable,
+            size=tables.size,
             parts=[
                 Part(
                     "Results",

@@ -325,8 +325,11 @@ NEAR = 0.05
 
 
 def bests_of(study: Study, cells: Sequence[Cell]) -> list[Best]:
-    """For each model and data set every arm that has several regimes, at its best; [] where none has."""
+    """For each model and data set every arm that has several regimes, at its best; [] where none has, and for a study
+    without a curve: its regimes are not settings that one would tune."""
     rows: list[Best] = []
+    if study.curve is None:
+        return rows
     for (model, data), here in grouped(cells, lambda cell: (cell.model, cell.data)):
         chosen = {arm: best_regime(of_arm) for arm, of_arm in grouped(here, lambda cell: cell.arm)}
         baseline = _by_seed(chosen.get(study.baseline) or [], "")

@@ -88,7 +88,7 @@ def comparison_columns(comparisons: Sequence[Comparison]) -> list[Column[Compari
         Column("p, seed by seed", lambda one: ", ".join(probability(of_seed.p) for of_seed in one.tests.by_seed)),
         Column("p, these policies", lambda one: probability(one.of_policies)),
         Column("p, these methods", lambda one: probability(one.of_methods)),
-        Column("detectable, points", lambda one: points(one.detectable).lstrip("+")),
+        Column("detectable, points", lambda one: size(None if one.detectable is None else 100 * one.detectable)),
     ]
 
 
@@ -180,7 +180,7 @@ VERDICT_COLUMNS: list[Column[Line]] = [
     Column("there", lambda line: line.finding.outcome),
     Column("difference, points", lambda line: found(line.finding)),
     Column("margin, points", lambda line: margin(line.verdict)),
-    Column("detectable, points", lambda line: detectable(line.finding)),
+    Column("detectable, points", lambda line: size(line.finding.detectable)),
     Column("seeds", lambda line: f"{line.finding.seeds} of {line.finding.planned}" if line.finding.planned else NONE),
 ]
 
@@ -201,8 +201,12 @@ def verdict_legend() -> list[str]:
     ]
 
 
-def detectable(finding: Finding) -> str:
-    return NONE if finding.detectable is None else f"{finding.detectable:.1f}"
+def size(points: float | None) -> str:
+    """
+    >>> size(4.25), size(374.9), size(None)
+    ('4.2', '> 100', '-')
+    """
+    return NONE if points is None else "> 100" if points > 100 else f"{points:.1f}"
 
 
 def margin(verdict: Verdict) -> str:
