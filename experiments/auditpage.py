@@ -65,7 +65,9 @@ def read_audit(folder: Path) -> dict[str, Any] | None:
         found = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return found if isinstance(found, dict) and found.get("format") == FORMAT else None
+    whole = isinstance(found, dict) and found.get("format") == FORMAT
+    parts = {"identity": dict, "date": str, "groups": dict, "totals": dict, "top": list}
+    return found if whole and all(isinstance(found.get(name), kind) for name, kind in parts.items()) else None
 
 
 # --- text that cannot disguise itself --------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ from pydantic import Field
 from pspo.config import load_yaml
 from pspo.config.schema import FORBID
 from pspo.errors import ConfigError
-from studies import Study
+from pspo.metrics import REGISTRY
+from studies import STUDIES, Study
 
 CLAIMS = Path(__file__).resolve().parent / "claims.yaml"
 
@@ -171,10 +172,33 @@ class Claims:
     pilot: str
     claims: tuple[Claim, ...]
 
+    def __post_init__(self) -> None:
+        seen: set[tuple[str, str | None]] = set()
+        for claim in self.claims:
+            test = claim.test
+            if seen & {(claim.id, claim.scale), (claim.id, None)} or (claim.scale is None and claim.id in dict(seen)):
+                raise ConfigError(claim.id, claim.scale, "each claim may stand only once at a scale")
+            seen.add((claim.id, claim.scale))
+            if (claim.study == "theory") != isinstance(test, Theorem):
+                raise ConfigError(f"{claim.id}: study", claim.study, "theory decides theorems, and nothing else")
+            if claim.study != "theory" and not (STUDIES / f"{claim.study}.yaml").is_file():
+                raise ConfigError(f"{claim.id}: study", claim.study, "must be a file of experiments/studies/")
+            if claim.regimes == () or getattr(test, "arms", None) == ():
+                raise ConfigError(claim.id, "[]", "regimes, and arms, must name one or more, or be left out")
+            arms = getattr(test, "arms", (getattr(test, "arm", None),))
+            if getattr(test, "than", "") in arms:
+                raise ConfigError(f"{claim.id}: than", getattr(test, "than", ""), "must be another arm")
+            if isinstance(test, Metric) and test.metric not in REGISTRY:
+                raise ConfigError(f"{claim.id}: metric", test.metric, "must be one of docs/metrics.md")
+
 
 @cache
 def load_claims() -> Claims:
-    return load_yaml(CLAIMS, Claims)
+    """Raises ConfigError with one line that names the file and what is wrong in it."""
+    try:
+        return load_yaml(CLAIMS, Claims)
+    except ConfigError as error:
+        raise ConfigError(f"{CLAIMS.name}: {error.setting}", error.value, error.allowed) from error
 
 
 def check_names(claim: Claim, study: Study, scale: str) -> None:

@@ -9,8 +9,7 @@ from benchmarking import evaluations_of
 from pspo.config import StudyConfig
 from pspo.config.programs import TrainConfig
 from pspo.config.schema import Data, WordProblems
-from records import read_metrics
-from results import grouped
+from results import grouped, metrics_of
 from studies import Cell, Study, cells_of
 
 CLOCKS = ("time/step_s", "time/eval_s", "time/save_s")
@@ -118,5 +117,5 @@ def validations_of(cfg: TrainConfig) -> int:
 
 
 def seconds_of(cell: Cell) -> float:
-    lines = read_metrics(cell.run_dir).values()
+    lines = metrics_of(cell).values()
     return sum(float(line.get(clock) or 0.0) for line in lines for clock in CLOCKS)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from figures import CURVES
 from pspo.config import StudyConfig, program
 from pspo.errors import PspoError
+from pspo.files import write_whole
 from pspo.metrics import RATIO_EDGES
 from settings import varying
 from studies import Cell, Study, cells_of, load_study
@@ -36,7 +37,7 @@ def main(cfg: StudyConfig) -> None:
     path = Path(cfg.results) / cfg.study / "wandb_workspace.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     spec = view.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    path.write_text(json.dumps({**definition, "spec": spec}, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps({**definition, "spec": spec}, indent=1) + "\n")
     print(path)
     if entity is None:
         print("dashboard: not logged in to W&B, so it is a file alone; log in and say it again", file=sys.stderr)

@@ -22,8 +22,8 @@ from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
 from pspo.metrics import RATIO_EDGES
-from records import Metrics, read_metrics
-from results import grouped
+from records import Metrics
+from results import grouped, metrics_of
 from studies import Cell
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def draw(folder: Path, cells: Sequence[Cell], arms: Sequence[str]) -> list[Figur
     """Every figure of the complete runs, into a folder. None where no run is complete."""
     folder.mkdir(parents=True, exist_ok=True)
     complete = [cell for cell in cells if cell.complete]
-    metrics = {cell.index: read_metrics(cell.run_dir) for cell in complete}
+    metrics = {cell.index: metrics_of(cell) for cell in complete}
     found: list[Figure] = []
     several = len({(cell.model, cell.data) for cell in cells}) > 1
     for (model, data), of_place in grouped(complete, lambda cell: (cell.model, cell.data)):
@@ -131,10 +131,25 @@ def save(drawing: Drawing, path: Path) -> Path:
         drawing.draw_without_rendering()
         drawing.set_layout_engine("none")  # once for both
     for ending in ("png", "svg"):
-        target = path.with_name(f"{path.name}.{ending}")
-        drawing.savefig(target, dpi=120, metadata={"Date": None} if ending == "svg" else None)
+        target, aside = (path.with_name(f"{name}.{ending}") for name in (path.name, f".{path.name}"))
+        try:
+            drawing.savefig(aside, dpi=120, metadata={"Date": None} if ending == "svg" else None)
+            aside.replace(target)
+        except OSError as error:
+            error.filename = str(target)  # a disk that is full does not say
+            raise
+        finally:
+            aside.unlink(missing_ok=True)
     plt.close(drawing)
     return path.with_name(f"{path.name}.svg")
+
+
+def remove_others(folder: Path, drawn: Sequence[Figure]) -> None:
+    """Drawings of an earlier state of the study, or of another scale."""
+    kept = {figure.path.stem for figure in drawn}
+    for path in (*folder.glob("*.svg"), *folder.glob("*.png")):
+        if path.stem not in kept:
+            path.unlink()
 
 
 @dataclass(frozen=True)
@@ -194,10 +209,17 @@ def style_of(arm: str, arms: Sequence[str]) -> dict[str, str]:
 
 def series(runs: Runs, metric: str, scale: float = 1.0) -> tuple[list[int], NDArray[np.float64]]:
     """The steps at which every seed has the metric, every so many of them, and its values there [S, steps]."""
-    by_run = [{step: v * scale for step, found in run.items() if (v := found.get(metric)) is not None} for run in runs]
-    steps = sorted(set.intersection(*(set(values) for values in by_run)))
-    steps = steps[:: -(-len(steps) // MOST_STEPS) or 1]
-    return steps, np.array([[run[step] for step in steps] for run in by_run])
+    steps, [values] = several(runs, [metric])
+    return steps, values * scale
+
+
+def several(runs: Runs, metrics: Sequence[str]) -> tuple[list[int], list[NDArray[np.float64]]]:
+    """`series` of each metric, at the steps at which every seed has all of them."""
+    shared = set.intersection(
+        *({step for step, found in run.items() if all(found.get(m) is not None for m in metrics)} for run in runs)
+    )
+    steps = sorted(shared)[:: -(-len(shared) // MOST_STEPS) or 1]
+    return steps, [np.array([[run[step][metric] for step in steps] for run in runs], dtype=float) for metric in metrics]
 
 
 def over_steps(curve: Curve, arms: Sequence[str], panel: Axes, methods: list[tuple[str, Runs]]) -> None:
@@ -239,11 +261,10 @@ def distributions(place: Place) -> Drawing:
     norm, shades = LogNorm(1e-5, 1.0), plt.get_cmap("cividis_r")
     for row, (regime, methods) in zip(axes, place, strict=True):
         for panel, (arm, runs) in zip(row, methods, strict=False):
-            below = [series(runs, f"ratio/below_{edge:g}_share") for edge in RATIO_EDGES]
-            steps = below[0][0]
+            steps, below = several(runs, [f"ratio/below_{edge:g}_share" for edge in RATIO_EDGES])
             if steps:
                 none, all_ = np.zeros(len(steps)), np.ones(len(steps))
-                cumulative = np.array([none, *(values.mean(axis=0) for _, values in below), all_])
+                cumulative = np.array([none, *(values.mean(axis=0) for values in below), all_])
                 shares = np.ma.masked_less_equal(np.diff(cumulative, axis=0), 0.0)
                 span = (steps[0] - 0.5, steps[-1] + 0.5, -0.5, len(shares) - 0.5)
                 panel.imshow(shares, shades, norm, aspect="auto", origin="lower", extent=span, interpolation="nearest")

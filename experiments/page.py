@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from pspo.config.schema import WordProblems
 from pspo.data.wordproblems import examples
 from pspo.files import write_whole
 from pspo.provenance import provenance
-from records import Graded, read_graded, read_json, read_summary
+from records import Graded, read_graded, read_summary
 from results import all_published, asked_of, bests_of, comparisons_of, grouped, rows_of
 from settings import settings_of
 from slurm import arguments_of
@@ -37,6 +38,8 @@ from verdicts import Verdict, of_other_scales, theory_verdicts, verdicts_of
 TEMPLATE = Path(__file__).resolve().parent / "report.html.j2"
 SAMPLES = {"told apart": 24, "all wrong": 8, "all right": 8}
 """Problems shown for each regime: those that methods differ on first."""
+MOST_TEXT = 20_000
+"""Characters shown of a completion."""
 BADGES = {"reproduced": "yes", "not reproduced": "no", "underpowered": "open", "not run": "open"}
 
 
@@ -52,7 +55,11 @@ class Sample:
 
 
 def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
-    """Writes results/<study>/; returns the Markdown table with the table's path as its last line."""
+    """Writes results/<study>/; returns the Markdown table with the table's path as its last line.
+
+    Runs that end while it is at work are not in it.
+    """
+    cells = [replace(cell, finished=cell.complete) for cell in cells]
     folder = Path(cfg.results) / cfg.study
     header, paper = header_of(study, cells, cfg), cfg.scale == "paper"
     made = tables.Contents(
@@ -67,12 +74,14 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     header["test problems"] = ", ".join(map(str, sizes)) or "none graded yet"
     path = tables.write(folder, header, made, study.baseline, paper)
     origin = {name: header[name] for name in ("date", "command", "commit", "machine")}
-    write_whole(folder / "verdicts.json", verdictfiles.to_json(made.verdicts, cfg.scale, origin))
+    write_whole(folder / verdictfiles.name_of(cfg.scale), verdictfiles.to_json(made.verdicts, cfg.scale, origin))
+    drawings = folder / "figures"
     drawn = [
-        *(Figure(one, CURVE) for one in curves.draw(folder / "figures", study, cells, made.rows)),
-        *curves.draw_by_temperature(folder / "figures", study, made.asked),
-        *figures.draw(folder / "figures", cells, list(study.arms)),
+        *(Figure(one, CURVE) for one in curves.draw(drawings, study, cells, made.rows)),
+        *curves.draw_by_temperature(drawings, study, made.asked),
+        *figures.draw(drawings, cells, list(study.arms)),
     ]
+    figures.remove_others(drawings, drawn)
     theory = Path(cfg.results) / "theory"
     formal = theory_verdicts(theory / "theory.json")
     others = verdictfiles.of_other_studies(Path(cfg.results), cfg.study, cfg.scale)
@@ -89,7 +98,7 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
             verdicts=made.verdicts,
             theory=formal,
             theory_figures=[
-                (text, svg(theory / name, text)) for name, text in CAPTIONS.items() if (theory / name).is_file()
+                (text, drawing) for name, text in CAPTIONS.items() if (drawing := svg(theory / name, text))
             ],
             counterparts=counterparts_of(theory / "theory.json"),
             others=others,
@@ -151,9 +160,10 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
             paper=paper,
             settings=settings_of(cells),
             commands=commands_of(study, cells, cfg),
+            most_text=MOST_TEXT,
         )
     )
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    write_whole(folder / "report.html", page)
     return f"{path.read_text(encoding='utf-8')}\n{path}"
 
 
@@ -184,7 +194,12 @@ CAPTIONS = {
 
 def counterparts_of(theory: Path) -> list[dict[str, Any]]:
     """What each method has in the place of the formal results, as `make theory` wrote it; [] where it has not."""
-    return list(read_json(theory).get("counterparts", [])) if theory.is_file() else []
+    wanted = {"method": str, "mass": float, "slope": float, "without": float, "factor": float, "unlike": float}
+    try:
+        found = json.loads(theory.read_text(encoding="utf-8"))["counterparts"]
+        return [{name: kind(one[name]) for name, kind in wanted.items()} for one in found]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
 
 
 CURVE = "Test accuracy of the last checkpoint against what the study goes over."
@@ -222,7 +237,7 @@ def header_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> dict[str
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
     for name in provenance():
-        found = sorted({one[name] for one in made})
+        found = sorted({one.get(name, "unknown") for one in made})
         head[name] = " / ".join(found) + (" (MIXED)" if len(found) > 1 else "") if found else "no run is complete"
     return head
 
@@ -237,9 +252,14 @@ def regime_name(cell: Cell) -> str:
 
 
 def svg(path: Path, caption: str) -> Markup:
-    """The drawing alone, without the XML declaration that has no place in a page; `caption` for who cannot see it."""
-    text = path.read_text(encoding="utf-8")
-    drawing = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1)
+    """The drawing alone, without the XML declaration that has no place in a page; empty where there is none.
+
+    `caption` is for who cannot see it.
+    """
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    drawing = text[text.find("<svg") if "<svg" in text else len(text) :].replace(
+        "<svg", f'<svg role="img" aria-label="{escape(caption)}"', 1
+    )
     return Markup(drawing)
 
 

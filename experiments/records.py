@@ -5,7 +5,9 @@ Only a run with DONE counts. A line that cannot be read in a finished run is an 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -40,9 +42,10 @@ class Graded:
 
 
 def read_graded(path: Path) -> Mapping[str, Graded]:
-    """Problem id -> what became of it, in the file's order. Raises PspoError for a file that is not whole.
+    """Problem id -> what became of it, in the file's order.
 
-    Tables, verdicts, figures and samples all ask for the same files: one that has not changed is read once.
+    Raises PspoError for a file that is not whole, or not the one that its summary is of. Tables, verdicts, figures and
+    samples all ask for the same files: one that has not changed is read once.
     """
     found = path.stat() if path.is_file() else None
     return _read_graded(path, found and (found.st_ino, found.st_mtime_ns, found.st_size))
@@ -51,25 +54,44 @@ def read_graded(path: Path) -> Mapping[str, Graded]:
 @cache
 def _read_graded(path: Path, _version: tuple[int, int, int] | None) -> Mapping[str, Graded]:
     graded: dict[str, Graded] = {}
-    for number, line in enumerate(read_jsonl(path), start=1):
+    for number, line in enumerate(read_evaluation(path), start=1):
         try:
             first = line["completions"][0]
-            graded[line["id"]] = Graded(
+            one = Graded(
                 id=line["id"],
                 level=str(line.get("level", "")),
-                gold=line["gold"],
+                gold=str(line["gold"]),
                 text=first["text"],
-                correct=bool(line["correct"]),
+                correct=line["correct"],
                 lenient=bool(first["lenient"]),
-                status=line["status"],
+                status=str(line["status"]),
                 finished=bool(first["finished"]),
                 question=line.get("question"),
             )
         except (KeyError, IndexError, TypeError) as error:
-            raise PspoError(f"{path}, line {number}: no {error} there; evaluate again, or remove the file") from error
-    if not graded:
-        raise PspoError(f"{path}: no problems in it; evaluate again, or remove the file")
+            raise PspoError(f"{path}, line {number}: no {error} there; {AGAIN}") from error
+        if type(one.correct) is not bool or not isinstance(one.text, str):
+            raise PspoError(f"{path}, line {number}: not a completion that was graded; {AGAIN}")
+        if one.id in graded:
+            raise PspoError(f"{path}, line {number}: problem {one.id} is there twice; {AGAIN}")
+        graded[one.id] = one
     return graded
+
+
+AGAIN = "evaluate again, or remove the file"
+
+
+def read_evaluation(path: Path) -> list[dict[str, Any]]:
+    """The lines of a per-problem file, whose summary beside it has its hash. Raises PspoError where it is another."""
+    lines = read_jsonl(path)
+    if not lines:
+        raise PspoError(f"{path}: no problems in it; {AGAIN}")
+    summary = path.with_suffix(".summary.json")
+    if summary.is_file():
+        recorded = read_json(summary).get("sha256")
+        if recorded is not None and recorded != hashlib.sha256(path.read_bytes()).hexdigest():
+            raise PspoError(f"{path}: not the file that {summary.name} was made from; {AGAIN}")
+    return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,30 +109,50 @@ def read_drawn(path: Path, style: Style) -> dict[str, Drawn]:
     `style` in which they were graded: it decides which answers are one in the vote.
     """
     found: dict[str, Drawn] = {}
-    for number, line in enumerate(read_jsonl(path), start=1):
+    counts = set()
+    for number, line in enumerate(read_evaluation(path), start=1):
         try:
             samples, count = len(line["completions"]), right(line)
             pass_at = {k: pass_at_k(samples, count, k) for k in ks(samples)}
             found[line["id"]] = Drawn(count / samples, pass_at, majority_right(line["completions"], style))
+            counts.add(samples)
         except (KeyError, ZeroDivisionError, TypeError) as error:
-            raise PspoError(f"{path}, line {number}: no {error} there; evaluate again, or remove the file") from error
+            raise PspoError(f"{path}, line {number}: no {error} there; {AGAIN}") from error
+    if len(counts) > 1:
+        raise PspoError(f"{path}: not the same number of completions for each problem; {AGAIN}")
     return found
 
 
-def read_metrics(run_dir: Path) -> Metrics:
-    """The metrics of a run, steps in order. A step written twice has its later values."""
-    steps: dict[int, Mapping[str, float | None]] = {}
-    for number, line in enumerate(read_jsonl(run_dir / "metrics.jsonl"), start=1):
+def read_metrics(run_dir: Path, steps: int | None = None) -> Metrics:
+    """The metrics of a run, steps in order; what is not finite is None. A step written twice has its later values.
+
+    `steps` that it has to have, 0 included. Raises PspoError for a file that is not whole.
+    """
+    path = run_dir / "metrics.jsonl"
+    found: dict[int, Mapping[str, float | None]] = {}
+    for number, line in enumerate(read_jsonl(path), start=1):
         try:
-            steps[int(line["step"])] = line
-        except (KeyError, TypeError) as error:
-            raise PspoError(f"{run_dir / 'metrics.jsonl'}, line {number}: no {error} there") from error
-    return {step: steps[step] for step in sorted(steps)}
+            found[int(line["step"])] = {
+                name: float(value) if value is not None and math.isfinite(value) else None
+                for name, value in line.items()
+            }
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise PspoError(f"{path}, line {number}: not the metrics of a step ({error})") from error
+    if steps is not None and (missing := set(range(steps + 1)) - found.keys()):
+        raise PspoError(f"{path}: step {min(missing)} is missing though the run is marked complete")
+    return {step: found[step] for step in sorted(found)}
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """A complete run's summary.json."""
-    return read_json(run_dir / "summary.json")
+    """A complete run's summary.json; raises PspoError where it does not say what is needed of it here."""
+    path = run_dir / "summary.json"
+    found = read_json(path)
+    made, validation = found.get("provenance"), found.setdefault("validation", {})
+    if not (isinstance(made, dict) and all(isinstance(one, str) for one in made.values())):
+        raise PspoError(f"{path}: no provenance in it")
+    if not (isinstance(validation, dict) and all(isinstance(one, int | float) for one in validation.values())):
+        raise PspoError(f"{path}: validation is not accuracies by step")
+    return found
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from benchmarking import evaluated
 from pspo.config import StudyConfig
@@ -21,7 +22,7 @@ from pspo.config.schema import WordProblems
 from pspo.data.wordproblems import arithmetic_holds, equations, style_of
 from pspo.errors import PspoError
 from pspo.intervals import Bounds, Estimate, estimate, wilson
-from records import NOT_GRADED, Drawn, Graded, read_drawn, read_graded, read_summary
+from records import NOT_GRADED, Drawn, Graded, Metrics, read_drawn, read_graded, read_metrics, read_summary
 from significance import LEVEL, Tests, corrected, detectable, interquartile_mean, paired
 from studies import Cell, Study
 
@@ -379,9 +380,7 @@ def best_regime(cells: Sequence[Cell]) -> list[Cell] | None:
 
 def validated(cells: Sequence[Cell]) -> float | None:
     """Accuracy on the validation part at the last step, mean over complete runs; None where there is none on record."""
-    found = [
-        read_summary(cell.run_dir).get("validation", {}).get(str(cell.cfg.steps)) for cell in cells if cell.complete
-    ]
+    found = [read_summary(cell.run_dir)["validation"].get(str(cell.cfg.steps)) for cell in cells if cell.complete]
     known = [float(value) for value in found if value is not None]
     return float(np.mean(known)) if known else None
 
@@ -408,10 +407,15 @@ def _start_row(cell: Cell, start: Answers | None) -> Row:
 
 
 def _by_seed(cells: Sequence[Cell], which: str) -> dict[int, Answers]:
-    """Seed -> graded problems of the complete runs; `which` is "" for the last checkpoint, ".best" for the best."""
-    paths = {cell.seed: cell.evaluation.with_suffix(f"{which}.jsonl") for cell in cells if cell.complete}
-    # A run without validation has no best checkpoint; read_graded complains of any other file that is not there.
-    return {seed: read_graded(path) for seed, path in paths.items() if which == "" or path.is_file()}
+    """Seed -> graded problems of the complete runs.
+
+    `which` is "" for the last checkpoint, ".best" for the best, which a run without validation does not have.
+    """
+    found: dict[int, Answers] = {}
+    for cell in cells:
+        if cell.complete and (which == "" or read_summary(cell.run_dir)["validation"]):
+            found[cell.seed] = read_graded(cell.evaluation.with_suffix(f"{which}.jsonl"))
+    return found
 
 
 def accuracy(by_seed: Mapping[int, Answers]) -> Estimate | None:
@@ -468,7 +472,12 @@ def _share(flags: Iterable[bool]) -> float:
 
 
 def all_published() -> list[Published]:
-    return [Published(**entry) for entry in yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))]
+    """Raises PspoError for a file that does not fit."""
+    try:
+        entries = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+        return TypeAdapter(list[Published]).validate_python(entries)
+    except (yaml.YAMLError, ValueError) as error:
+        raise PspoError(f"{PUBLISHED}: {' '.join(str(error).split())}") from error
 
 
 def published_for(model: str, data: str, method: str) -> tuple[Published, ...]:
@@ -478,6 +487,11 @@ def published_for(model: str, data: str, method: str) -> tuple[Published, ...]:
         for entry in all_published()
         if (entry.model, entry.arm, entry.benchmark) == (model, method, data) and entry.trained_on in (None, data)
     )
+
+
+def metrics_of(cell: Cell) -> Metrics:
+    """Of a complete run: raises PspoError where steps are missing."""
+    return read_metrics(cell.run_dir, steps=cell.cfg.steps)
 
 
 def grouped(cells: Sequence[Cell], key: Callable[[Cell], K]) -> list[tuple[K, list[Cell]]]:

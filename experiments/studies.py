@@ -24,6 +24,9 @@ from pspo.errors import ConfigError
 
 STUDIES = Path(__file__).resolve().parent / "studies"
 
+NAME = r"[A-Za-z0-9][A-Za-z0-9 .,+=_()-]{0,39}"
+"""Of an arm, model, data set or regime: it stands in tables, figures and file names."""
+
 Overrides = tuple[str, ...]
 Choices = Annotated[dict[str, Overrides], Field(min_length=1)]
 
@@ -138,12 +141,28 @@ class Study:
     curve: Curve | None = None
 
     def __post_init__(self) -> None:
+        kinds = [("arms", self.arms)]
+        for scale in self.scales.values():
+            kinds += [("models", scale.models), ("data", scale.data), ("regimes", scale.regimes)]
+        for kind, names in kinds:
+            for name in names:
+                if not re.fullmatch(NAME, name):
+                    raise ConfigError(
+                        kind, repr(name), "a name has up to 40 characters: letters, digits, spaces, .,+-_()"
+                    )
         if self.baseline not in self.arms:
             raise ConfigError("baseline", self.baseline, f"must be one of the arms: {', '.join(self.arms)}")
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigError("seeds", list(self.seeds), "each may stand only once")
         for name, overrides in self.arms.items():
             check_overrides(f"arms.{name}", overrides)
+        seen = {frozenset((arm, self.baseline)) for arm in self.arms}
+        for pair in self.contrasts:
+            if frozenset(pair) in seen:
+                raise ConfigError(
+                    "contrasts", list(pair), "each pair of two arms is compared once, with the baseline anyway"
+                )
+            seen.add(frozenset(pair))
         named = [("contrasts", arm) for pair in self.contrasts for arm in pair]
         named += [("published", arm) for scale in self.scales.values() for arm in scale.published]
         for what, arm in named:
@@ -168,6 +187,8 @@ class Cell:
     seed: int
     overrides: Overrides
     cfg: TrainConfig
+    finished: bool | None = None
+    """Whether it was complete when somebody looked; None: look each time."""
 
     @property
     def name(self) -> str:
@@ -179,7 +200,7 @@ class Cell:
 
     @property
     def complete(self) -> bool:
-        return (self.run_dir / "DONE").exists()
+        return (self.run_dir / "DONE").exists() if self.finished is None else self.finished
 
     @property
     def evaluation(self) -> Path:
@@ -231,6 +252,8 @@ def cells_of(study: Study, cfg: StudyConfig) -> list[Cell]:
             raise ConfigError("overrides", text, "each run's seed and run_dir follow from the study")
     grid = list(_grid(study, study.scales[cfg.scale], cfg))
     composed = compose_each("train", TrainConfig, [overrides for *_, overrides in grid])  # not once a seed
+    if not grid:
+        raise ConfigError(f"study {cfg.study}", f"scale={cfg.scale}", "skips every cell")
     cells: list[Cell] = []
     runs: dict[Path, Cell] = {}
     for base in composed:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from claims import load_claims
 from cost import Cost
+from pspo.files import write_whole
 from pspo.intervals import Bounds, Estimate
 from records import NOT_GRADED
 from results import NEAR, Asked, Best, Comparison, Row
@@ -295,7 +296,8 @@ def change(estimate: Estimate | None) -> str:
 
 
 def intervals(estimate: Estimate, sign: str) -> str:
-    over_seeds = bounds(estimate.over_seeds, sign) if estimate.over_seeds else "[one seed]"
+    none = "[one seed]" if estimate.seeds == 1 else "[no spread]"
+    over_seeds = bounds(estimate.over_seeds, sign) if estimate.over_seeds else none
     return f" {over_seeds} / {bounds(estimate.over_both, sign)}"
 
 
@@ -496,5 +498,9 @@ def write(folder: Path, header: Mapping[str, str], made: Contents, baseline: str
     texts["main.json"] = json.dumps(record, indent=1, default=str) + "\n"
     texts["main.md"] = "\n".join(lines) + "\n"
     for name, text in texts.items():
-        (folder / f"table_{name}").write_text(text, encoding="utf-8")
+        write_whole(folder / f"table_{name}", text)
+    for kind in parts:
+        for ending in ("csv", "tex"):
+            if f"{kind}.{ending}" not in texts:  # of an earlier state, or another scale
+                (folder / f"table_{kind}.{ending}").unlink(missing_ok=True)
     return folder / "table_main.md"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from figures import plt, save
 from pspo import surrogates
+from pspo.files import write_whole
 
 if TYPE_CHECKING:
     from realpolicies import Moved
@@ -84,6 +86,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("results/theory"), help="folder of what is written")
     parser.add_argument("overrides", nargs="*", help="settings of python -m pspo.train for these steps")
     options = parser.parse_intermixed_args()
+    if options.trials < 1:
+        parser.error("--trials must be 1 or more: without any nothing is checked")
     found = on_random(options.trials, options.seed)
     moved = real_steps(options.overrides, options.steps)
     if moved:
@@ -97,9 +101,9 @@ def main() -> int:
         "counterparts": [asdict(one) for one in others],
         "figures": [path.name for path in figures],
     }
-    (options.out / "theory.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_whole(options.out / "theory.json", json.dumps(record, indent=1) + "\n")
     text = "\n".join(markdown(found, others))
-    (options.out / "theory.md").write_text(text + "\n", encoding="utf-8")
+    write_whole(options.out / "theory.md", text + "\n")
     print(text)
     print(*figures, sep="\n")
     return int(not all(one.holds for one in found))
@@ -151,7 +155,7 @@ def on_real(moved: Sequence[Moved], seed: int) -> list[Statement]:
 
 def _keep_worst(worst: dict[str, float], found: dict[str, float]) -> None:
     for name, value in found.items():
-        worst[name] = max(worst.get(name, 0.0), value)
+        worst[name] = max(worst.get(name, 0.0), value if math.isfinite(value) else math.inf)
 
 
 def chunks(step: Moved) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -266,7 +270,8 @@ def gap(left: Tensor, right: Tensor) -> float:
 
 
 def excess(smaller: Tensor, larger: Tensor) -> float:
-    return max(0.0, float((smaller - larger).max()))
+    found = float((smaller - larger).max())
+    return found if math.isnan(found) else max(0.0, found)
 
 
 def markdown(found: Sequence[Statement], others: Sequence[Counterpart]) -> list[str]:

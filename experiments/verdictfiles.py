@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
 
 from claims import Claim, load_claims
 from verdicts import Finding, Verdict, overall
+
+FINDINGS = TypeAdapter(tuple[Finding, ...])
+
+
+def name_of(scale: str) -> str:
+    """Of the file in a study's results: each scale has its own, so that a table of one leaves the other's verdicts."""
+    return f"verdicts.{scale}.json"
 
 
 def to_json(verdicts: Sequence[Verdict], scale: str, made: Mapping[str, str]) -> str:
@@ -43,7 +51,7 @@ def of_other_studies(results: Path, name: str, scale: str) -> list[Elsewhere]:
         claims = [claim for claim in known.claims if claim.study == study and claim.scale in (None, scale)]
         if study in (name, "theory") or not claims:
             continue
-        written, made = _written(results / study / "verdicts.json", scale)
+        written, made = _written(results / study / name_of(scale), scale)
         lines = [written.get(_as_json(claim), ()) or (Finding("", "not run"),) for claim in claims]
         verdicts = [
             Verdict(claim, overall(of), of, str(known.decided)) for claim, of in zip(claims, lines, strict=True)
@@ -60,14 +68,9 @@ def _written(path: Path, scale: str) -> tuple[dict[str, tuple[Finding, ...]], Ma
         if record["scale"] != scale:
             return {}, {}
         found = {
-            json.dumps(one["claim"], sort_keys=True): tuple(map(_finding, one["findings"]))
+            json.dumps(one["claim"], sort_keys=True): FINDINGS.validate_python(one["findings"])
             for one in record["verdicts"]
         }
-        return found, {str(name): str(value) for name, value in record["made"].items()}
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return found, {name: str(record["made"][name]) for name in ("date", "command", "commit", "machine")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # of pydantic too, which are ValueErrors
         return {}, {}
-
-
-def _finding(written: Mapping[str, Any]) -> Finding:
-    found = Finding(**written)
-    return found if found.interval is None else replace(found, interval=(found.interval[0], found.interval[1]))

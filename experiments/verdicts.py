@@ -39,8 +39,8 @@ from claims import (
     load_claims,
 )
 from pspo.intervals import LEVEL, Bounds, student_t
-from records import Graded, read_graded, read_metrics
-from results import Published, all_published, best_regime, correct_of, grouped
+from records import Graded, read_graded
+from results import Published, all_published, best_regime, correct_of, grouped, metrics_of
 from significance import detectable
 from studies import Cell, Study
 
@@ -56,7 +56,8 @@ class Finding:
     """A claim in one place (regime, model, data), or one line of it.
 
     value, interval   in points of accuracy, at the level that holds for all findings of a study together
-    detectable        smallest true difference in points that the test finds with probability 0.8, if seeds spread so
+    detectable        smallest true difference in points that the test finds with probability 0.8, if seeds spread so: a
+                      lead for "greater", for the others one beyond the margin
     """
 
     where: str
@@ -216,7 +217,9 @@ def judged(
     kind: str, margin: float, where: str, d_S: NDArray[np.float64], planned: int, level: float, note: str = ""
 ) -> Finding:
     interval = interval_of(d_S, level)
-    spread = None if interval is None else float(d_S.std(ddof=1))
+    least = detectable(None if interval is None else float(d_S.std(ddof=1)), len(d_S), 1 - level)
+    if least is not None and kind != "greater":
+        least += margin  # these tests ask whether a difference lies beyond it
     return Finding(
         where,
         outcome_of(kind, interval, margin),
@@ -225,7 +228,7 @@ def judged(
         len(d_S),
         planned,
         note,
-        detectable(spread, len(d_S), 1 - level),
+        least,
     )
 
 
@@ -287,7 +290,7 @@ def differing(both: Sequence[tuple[Cell, Cell]]) -> tuple[int, int]:
 
 def at_most(test: Metric, where: str, cells: Sequence[Cell], _level: float) -> Finding:
     complete = [cell for cell in cells if cell.complete]
-    lines = [line for cell in complete for line in read_metrics(cell.run_dir).values() if test.metric in line]
+    lines = [line for cell in complete for line in metrics_of(cell).values() if test.metric in line]
     if not lines:
         return Finding(where, "not run", planned=len(cells))
     # Ratios beyond what is computed have no slope either, which is ours and not the surrogate's.

@@ -33,7 +33,7 @@ Bounds = tuple[float, float]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and problems with its 95% bounds; `over_seeds` is None for a single seed."""
+    """A mean over seeds and problems with its 95% bounds; `over_seeds` is None where seeds have no spread."""
 
     value: float
     over_seeds: Bounds | None
@@ -57,9 +57,12 @@ def estimate(values: ArrayLike, seed: int = 0) -> Estimate:
 
 
 def student_t(values: ArrayLike, level: float = LEVEL) -> Bounds | None:
-    """mean +- t(S - 1) s / sqrt(S) of one value per seed; None for fewer than two, which have no spread."""
+    """mean +- t(S - 1) s / sqrt(S) of one value per seed.
+
+    None where there is no spread to go by: fewer than two, or all alike, which with few seeds is chance, not certainty.
+    """
     x_S = np.asarray(values, dtype=np.float64)
-    if len(x_S) < 2:
+    if len(x_S) < 2 or np.ptp(x_S) < 1e-12:
         return None
     half = float(stats.t.ppf((1 + level) / 2, len(x_S) - 1) * x_S.std(ddof=1) / np.sqrt(len(x_S)))
     return float(x_S.mean()) - half, float(x_S.mean()) + half

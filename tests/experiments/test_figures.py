@@ -15,6 +15,7 @@ import figures
 from pspo.config import StudyConfig
 from pspo.intervals import Estimate
 from pspo.metrics import RATIO_EDGES
+from records import read_metrics
 from results import Asked
 from studies import Cell, load_study
 
@@ -52,7 +53,7 @@ def test_every_figure_is_written_twice_with_a_caption_and_the_same_again(runs: l
 def test_a_band_is_from_the_least_to_the_greatest_seed(runs: list[Cell]) -> None:
     figure, panel = figures.plt.subplots()
     curve = next(one for one in figures.CURVES if one.metric == "reward/mean")
-    of_seeds = [figures.read_metrics(cell.run_dir) for cell in runs if cell.arm == "pspo"]
+    of_seeds = [read_metrics(cell.run_dir) for cell in runs if cell.arm == "pspo"]
     figures.over_steps(curve, ["no_clip", "pspo"], panel, [("pspo", of_seeds)])
     [line] = panel.lines
     assert list(line.get_ydata()) == pytest.approx([0.3, 0.5])
@@ -63,7 +64,7 @@ def test_a_band_is_from_the_least_to_the_greatest_seed(runs: list[Cell]) -> None
 
 
 def test_a_step_where_a_seed_has_no_number_is_left_out(runs: list[Cell]) -> None:
-    of_seeds = [figures.read_metrics(cell.run_dir) for cell in runs]
+    of_seeds = [read_metrics(cell.run_dir) for cell in runs]
     steps, values = figures.series(of_seeds, "kl/k3")
     assert steps == [1] and values.shape == (4, 1)
 
@@ -106,7 +107,7 @@ def test_curves_against_the_temperature_are_the_tables_numbers(tmp_path: Path) -
 
 
 def test_the_distribution_is_the_shares_between_the_edges(runs: list[Cell]) -> None:
-    of_seeds = [figures.read_metrics(cell.run_dir) for cell in runs]
+    of_seeds = [read_metrics(cell.run_dir) for cell in runs]
     drawing = figures.distributions([("gentle", [("pspo", of_seeds)])])
     [image] = drawing.axes[0].images
     shares = image.get_array()
@@ -119,7 +120,7 @@ def test_the_distribution_is_the_shares_between_the_edges(runs: list[Cell]) -> N
 
 
 def test_time_is_the_median_of_steps_and_the_mean_of_what_is_not_in_each(runs: list[Cell]) -> None:
-    run = figures.read_metrics(runs[0].run_dir)
+    run = read_metrics(runs[0].run_dir)
     assert (figures.step_seconds(run, "rollout"), figures.step_seconds(run, "eval")) == (3.0, 0.5)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -23,14 +25,48 @@ def test_a_damaged_file_of_graded_problems_is_named(tmp_path: Path, text: bytes)
             read_drawn(path, "gsm8k")
 
 
-@pytest.mark.parametrize("text", [b"null\n", b'{"stop": 1}\n', b'{"step": 1', b"\xff\n"])
+def test_a_problem_twice_a_verdict_that_is_none_and_another_file_than_the_summarys_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "gsm8k.jsonl"
+    write_graded(path, [True, False])
+    whole = path.read_text()
+    summary = {"sha256": hashlib.sha256(whole.encode()).hexdigest()}
+    path.with_suffix(".summary.json").write_text(json.dumps(summary))
+    assert len(read_graded(path)) == 2
+    for damaged in (whole.splitlines()[0] + "\n", whole.replace("true", "false", 1)):
+        path.write_text(damaged)
+        with pytest.raises(PspoError, match=r"gsm8k.jsonl: not the file that gsm8k.summary.json was made from"):
+            read_graded(path)
+    path.with_suffix(".summary.json").unlink()
+    for damaged, complaint in (
+        (whole + whole, "line 3: problem wp-0 is there twice"),
+        (whole.replace('"correct": true, "status"', '"correct": "true", "status"'), "line 1: not a completion"),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(PspoError, match=complaint):
+            read_graded(path)
+
+
+def test_steps_that_are_missing_and_numbers_that_are_none(tmp_path: Path) -> None:
+    lines = [{"step": 0, "kl/k3": 1}, {"step": 2, "kl/k3": float("inf"), "reward/mean": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_metrics(tmp_path)[2] == {"step": 2, "kl/k3": None, "reward/mean": None}
+    with pytest.raises(PspoError, match=r"metrics.jsonl: step 1 is missing"):
+        read_metrics(tmp_path, steps=2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"null\n", b'{"stop": 1}\n', b'{"step": "abc"}\n', b'{"step": 1, "kl/k3": "x"}\n', b'{"step": 1', b"\xff\n"],
+)
 def test_damaged_metrics_are_named(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(text)
     with pytest.raises(PspoError, match=r"metrics\.jsonl"):
         read_metrics(tmp_path)
 
 
-@pytest.mark.parametrize("text", [None, b"", b"[]", b'{"steps": 20', b"\xff"])
+@pytest.mark.parametrize(
+    "text", [None, b"", b"[]", b'{"steps": 20', b"\xff", b"{}", b'{"provenance": {}, "validation": [1]}']
+)
 def test_a_damaged_summary_is_named(tmp_path: Path, text: bytes | None) -> None:
     if text is not None:
         (tmp_path / "summary.json").write_bytes(text)

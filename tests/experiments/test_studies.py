@@ -115,6 +115,11 @@ scales:
             "[experiment=gentle]}\n    published: {c: clip}",
             r"published=c: must be one of the arms",
         ),
+        ("seeds: [0]", "seeds: [0]\ncontrasts: [[a, b]]", r"contrasts=.*compared once"),
+        ("b: [surrogate=clip]", "b$: [surrogate=clip]", r"arms='b\$': a name has up to 40"),
+        ("title: t", "title: costs ${5}", r"bad.yaml: title"),
+        ("title: t", "title: ???", r"bad.yaml: title"),
+        ("[experiment=gentle]}", "[experiment=gentle]}\n    skip: [{}]", r"skips every cell"),
         ("title: t", "title: [", r"not YAML"),
     ],
 )

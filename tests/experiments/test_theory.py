@@ -26,6 +26,12 @@ def test_a_surrogate_with_another_slope_is_caught(monkeypatch: pytest.MonkeyPatc
     assert broken == {"Proposition 2.3", "Proposition 2.5"}
 
 
+def test_a_surrogate_that_is_not_finite_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(theory.surrogates, "pspo", lambda x, a, alpha: a * x * float("nan"))
+    broken = {one.statement for one in theory.on_random(20, 0) if not one.holds}
+    assert any("surrogate" in name for name in broken) and any("Proposition 2.5" in name for name in broken)
+
+
 def test_distances_by_hand() -> None:
     p, q = torch.tensor([0.5, 0.5], dtype=torch.float64), torch.tensor([0.75, 0.25], dtype=torch.float64)
     assert float(theory.tv(p, q)) == 0.25

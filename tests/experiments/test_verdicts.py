@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from written_runs import STEPS, TERSE, write_graded, write_run
 
+import claims
 import verdictfiles
 import verdicts
 from claims import AllEqual, Claim, Claims, Equal, Greater, Identical, Metric, NoGain, NoneGreater, Test, load_claims
@@ -184,17 +185,24 @@ def test_what_a_study_wrote_is_read_by_the_report_of_another(tmp_path: Path) -> 
     finding = Finding("gentle", "reproduced", 1.5, (0.5, 2.5), 5, 5)
     done = [replace(first.verdicts[0], findings=(finding,)), *first.verdicts[1:]]
     (tmp_path / "main").mkdir()
-    text = verdictfiles.to_json(done, "cpu", {"commit": "abc"})
-    (tmp_path / "main/verdicts.json").write_text(text)
+    made = {"date": "today", "command": "python x", "commit": "abc", "machine": "two cores"}
+    text = verdictfiles.to_json(done, "cpu", made)
+    (tmp_path / "main/verdicts.cpu.json").write_text(text)
     again = main_of("cpu")
     assert (again.verdicts[0].outcome, again.verdicts[0].findings, again.made) == (
         "reproduced",
         (finding,),
-        {"commit": "abc"},
+        made,
     )
     assert {one.outcome for one in main_of("paper").verdicts} == {"not run"}  # of another scale
-    for changed in (text.replace('"id": "slope', '"id": "no-slope'), text[:100], "[]"):
-        (tmp_path / "main/verdicts.json").write_text(changed)  # the claim is another now, or the file is torn
+    for changed in (
+        text.replace('"id": "slope', '"id": "no-slope'),
+        text[:100],
+        "[]",
+        text.replace("0.5,", ""),
+        text.replace('"commit"', '"comit"'),
+    ):
+        (tmp_path / "main/verdicts.cpu.json").write_text(changed)  # the claim is another now, or the file is torn
         assert {one.outcome for one in main_of("cpu").verdicts} == {"not run"}
 
 
@@ -268,3 +276,47 @@ def test_what_a_claim_compares_is_compared_problem_by_problem_too() -> None:
         if isinstance(claim.test, Greater | Equal) and not claim.test.at_best:
             study = load_study(claim.study)
             assert (claim.test.arm, claim.test.than) in pairs_of(study, study.arms), claim.id
+
+
+CLAIM = """decided: 2026-11-28
+pilot: p
+claims:
+  - id: one
+    by: ours
+    statement: s
+    source: here
+    study: smoke
+    test: {kind: greater, arm: pspo, than: no_clip, margin: 2.0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "complaint"),
+    [
+        ("claims:\n", "claims:\n" + CLAIM[CLAIM.index("  - id") :], r"one=None: each claim may stand only once"),
+        ("study: smoke", "study: smock", r"one: study=smock: must be a file"),
+        ("study: smoke", "study: theory", r"one: study=theory"),
+        ("than: no_clip", "than: pspo", r"one: than=pspo: must be another arm"),
+        ("study: smoke", "study: smoke\n    regimes: []", r"must name one or more"),
+        (
+            "kind: greater, arm: pspo, than: no_clip, margin: 2.0",
+            "kind: metric, arm: pspo, metric: x, at_most: 0.0",
+            "x",
+        ),
+        ("margin: 2.0", "margin: 0", r"margin"),
+        ("statement: s", "statement: ???", r"statement"),
+        ("decided", "[", r"not YAML"),
+    ],
+)
+def test_a_mistake_in_the_claims_is_one_line_that_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str, complaint: str
+) -> None:
+    path = tmp_path / "claims.yaml"
+    monkeypatch.setattr(claims, "CLAIMS", path)
+    path.write_text(CLAIM)
+    assert len(claims.load_claims.__wrapped__().claims) == 1
+    assert before in CLAIM
+    path.write_text(CLAIM.replace(before, after))
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        claims.load_claims.__wrapped__()
+    assert "claims.yaml" in str(caught.value) and "\n" not in str(caught.value)

@@ -35,11 +35,14 @@ def write_run(cell: Cell, correct: Sequence[bool], best: Sequence[bool] | None =
     write_graded(cell.run_dir / "eval" / f"{cell.data}.jsonl", correct, **text)  # type: ignore[arg-type]
     write_graded(cell.run_dir / "eval" / f"{cell.data}.best.jsonl", best or correct)
     with (cell.run_dir / "metrics.jsonl").open("w") as file:
-        for step in range(3):
+        for step in range(cell.cfg.steps + 1):
             line: dict[str, float | None] = {"step": step, "eval/validation_accuracy": 0.25 * step}
             if step:
                 line |= {"reward/mean": 0.1 * step, "ratio/abs_dev_mean": 0.01 * step, "policy/entropy": None}
             file.write(json.dumps(line) + "\n")
-    made_with = {"provenance": {"commit": "abc", "packages": "torch 2", "machine": "two cores"}}
+    made_with = {
+        "provenance": {"commit": "abc", "packages": "torch 2", "machine": "two cores"},
+        "validation": {"0": 0.5, str(cell.cfg.steps): 0.5},
+    }
     (cell.run_dir / "summary.json").write_text(json.dumps(made_with))
     (cell.run_dir / "DONE").touch()

@@ -141,7 +141,11 @@ def load_yaml(path: str | Path, schema: type[C], other: str = "", apart: Sequenc
         raise ConfigError(str(path), type(cfg).__name__, "must be a mapping")
     if apart:
         cfg.update({name: value for name, value in OmegaConf.create(other).items() if name in apart})
-    return checked(cfg, schema)
+    try:
+        return checked(cfg, schema)
+    except OmegaConfBaseException as error:  # ??? and ${...}, which mean something to it
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(str(getattr(error, "full_key", None) or path), "(not a value)", reason) from error
 
 
 def config_hash(cfg: Any, leave_out: Sequence[str] = ()) -> str:

@@ -138,7 +138,7 @@ def apply(left: int, operator: Operator, right: int) -> int:
 
 # --- reading solutions -----------------------------------------------------------------------------------------------
 
-_EQUATION = re.compile(r"([-+*/()\d]+)=(\d+)(?!\d)")
+_EQUATION = re.compile(r"(?<![-+*/()\d])([-+*/()\d]{1,200})=(\d{1,100})(?!\d)")  # longer ones are nobody's arithmetic
 
 
 def equations(text: str) -> list[tuple[str, str]]:
