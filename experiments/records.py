@@ -184,4 +184,4 @@ def _text(path: Path) -> str:
         remedy = "remove DONE beside it to run it again"
         raise PspoError(f"{path} is missing though its run is marked complete; {remedy}") from None
     except UnicodeDecodeError as error:
-        raise PspoError(f"{path}: not text in UTF-8 ({error})") from error
+        raise PspoError(f"{path}: not UTF-8 ({error})") from error

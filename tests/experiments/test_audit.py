@@ -318,7 +318,8 @@ def finish(cells: list[Cell], lines: list[dict[str, Any]]) -> None:
     for cell in cells:
         for which in ("", ".best"):
             write_lines(cell.run_dir / "eval" / f"{cell.cfg.data.name}{which}.jsonl", lines)
-        (cell.run_dir / "metrics.jsonl").write_text('{"step": 0, "eval/validation_accuracy": 0.5}\n')
+        steps = [{"step": step, "eval/validation_accuracy": 0.5} for step in range(cell.cfg.steps + 1)]
+        write_lines(cell.run_dir / "metrics.jsonl", steps)
         made_with = {"provenance": {"commit": "abc", "packages": "torch 2", "machine": "two cores"}}
         (cell.run_dir / "summary.json").write_text(json.dumps(made_with))
         (cell.run_dir / "DONE").touch()
@@ -392,7 +393,7 @@ def test_what_cannot_be_audited_does_not_stop_the_report(
 @pytest.mark.parametrize(
     ("arguments", "complaint", "status"),
     [
-        (["study=mian"], "study=mian: must be one of alpha, controls, edge, epsilon", 2),
+        (["study=mian"], "study=mian: must be one of alpha, confirm, controls, edge, epsilon", 2),
         (["study=smoke", "runs=nowhere", "models=nowhere"], "study smoke: nothing is evaluated in nowhere", 1),
         (["study=smoke", "gone"], "either settings of a study (study=smoke) or files (gone), not both", 1),
         (["gone"], "gone: no such file or run directory", 1),

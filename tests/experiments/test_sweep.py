@@ -41,6 +41,9 @@ def write_run(cell: Cell, right: int) -> None:
                 "correct": correct, "status": "ok", "tokens": 9, "completions": [completion],
             }  # fmt: skip
             file.write(json.dumps(line) + "\n")
+    (cell.run_dir / "metrics.jsonl").write_text("".join(f'{{"step": {k}}}\n' for k in range(cell.cfg.steps + 1)))
+    provenance = {"commit": "c", "packages": "p", "machine": "m"}
+    (cell.run_dir / "summary.json").write_text(json.dumps({"provenance": provenance}))
     (cell.run_dir / "DONE").touch()
 
 
@@ -78,6 +81,8 @@ def test_the_curve_is_means_with_their_intervals_and_every_seed(alpha: tuple[Stu
     ends = [(low[1], high[1]) for low, high in segments.get_segments()]
     last = {row.arm: row.last for row in rows}
     asked = [last[f"alpha={value:g}"].over_seeds for value in (0, 0.05, 0.1, 0.2, 0.4)]
+    assert asked[0] is None  # seeds all alike have no interval, and no bar
+    asked[0] = (0.4, 0.4)
     assert ends == [pytest.approx([100 * end for end in pair]) for pair in asked]
     points = [list(one.get_ydata()) for one in panel.lines if one.get_marker() == "o"]
     dots = sorted(point[0] for point in points if point)
@@ -137,11 +142,8 @@ def test_a_study_that_goes_over_nothing_is_refused() -> None:
 def test_where_all_is_complete_it_draws_and_ends_with_the_figures_path(alpha: tuple[StudyConfig, list[Cell]]) -> None:
     """The same command a second time: nothing is run, and the table is there as well."""
     cfg, cells = alpha
-    provenance = {"commit": "c", "packages": "p", "machine": "m"}
     for cell in cells:
         write_run(cell, right=10 + cell.seed)
-        (cell.run_dir / "metrics.jsonl").write_text('{"step": 0}\n')
-        (cell.run_dir / "summary.json").write_text(json.dumps({"provenance": provenance}))
     start = cells[0]
     start.start_evaluation.parent.mkdir(parents=True)
     (start.start_dir / "DONE").touch()
