@@ -65,7 +65,7 @@ def study_sources(cells: Sequence[Cell]) -> list[Source]:
             seen.add(content)
             which = "" if path.stem == cell.cfg.data.name else f" ({path.stem})"
             group = f"{cell.arm}/{cell.model}/{cell.data}/{cell.regime}{which}"
-            found[path] = Source(path, written_style(path) or cell.cfg.prompt.style, group)
+            found[path] = Source(path, summary_style(path) or cell.cfg.prompt.style, group)
     return list(found.values())
 
 
@@ -99,23 +99,24 @@ def _style(file: Path, given: Style | None) -> Style:
 
 def written_style(file: Path) -> Style | None:
     """The summary beside the file comes first: a run may also be evaluated with another prompt than its own."""
-    for path, names in (
-        (file.with_suffix(".summary.json"), ("identity", "style")),
-        (file.parent.parent / "config.yaml", ("prompt", "style")),
-    ):
-        if not path.is_file():
-            continue
-        try:
-            # JSON as YAML would do, but YAML reads a long summary slowly.
-            value: Any = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_text(encoding="utf-8"))
-        except (ValueError, yaml.YAMLError) as error:
-            raise PspoError(f"{path}: cannot be read ({' '.join(str(error).split())}); remove or mend it") from error
-        for name in names:
-            value = value.get(name) if isinstance(value, Mapping) else None
-        for style in get_args(Style):
-            if value == style:
-                return style
-    return None
+    return summary_style(file) or _style_in(file.parent.parent / "config.yaml", ("prompt", "style"))
+
+
+def summary_style(file: Path) -> Style | None:
+    return _style_in(file.with_suffix(".summary.json"), ("identity", "style"))
+
+
+def _style_in(path: Path, names: Sequence[str]) -> Style | None:
+    if not path.is_file():
+        return None
+    try:
+        # JSON as YAML would do, but YAML reads a long summary slowly.
+        value: Any = (json.loads if path.suffix == ".json" else yaml.safe_load)(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise PspoError(f"{path}: cannot be read ({' '.join(str(error).split())}); remove or mend it") from error
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return next((style for style in get_args(Style) if value == style), None)
 
 
 def read_items(source: Source, number: int, seed: int) -> Iterator[Item]:

@@ -207,7 +207,7 @@ class Cell:
         """Per-problem file of the last policy on the run's own test part."""
         return self.run_dir / "eval" / f"{self.cfg.data.name}.jsonl"
 
-    @property
+    @cached_property
     def start_dir(self) -> Path:
         """Where the policy that this run starts from keeps its evaluation, and its weights if they are made here."""
         if self.cfg.model.path is None:
@@ -218,7 +218,7 @@ class Cell:
     def start_checkpoint(self) -> str:
         return self.cfg.model.path or str(self.start_dir)
 
-    @property
+    @cached_property
     def start_evaluation(self) -> Path:
         """Per-problem file of the starting policy on the test part that this run is graded on, under its protocol."""
         parts = (self.cfg.model, self.cfg.data, self.cfg.prompt, self.cfg.rollout, self.cfg.eval)
