@@ -61,7 +61,7 @@ def of_other_studies(results: Path, name: str, scale: str) -> list[Elsewhere]:
 
 
 def _written(path: Path, scale: str) -> tuple[dict[str, tuple[Finding, ...]], Mapping[str, str]]:
-    """The findings of a verdicts.json by the claim as it was then, and from what it was made; nothing where it is of
+    """The findings of a study's verdicts by the claim as it was then, and from what it was made; nothing where it is of
     another scale or version."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
