@@ -38,8 +38,6 @@ from verdicts import Verdict, of_other_scales, theory_verdicts, verdicts_of
 TEMPLATE = Path(__file__).resolve().parent / "report.html.j2"
 SAMPLES = {"told apart": 24, "all wrong": 8, "all right": 8}
 """Problems shown for each regime: those that methods differ on first."""
-MOST_TEXT = 20_000
-"""Characters shown of a completion."""
 BADGES = {"reproduced": "yes", "not reproduced": "no", "underpowered": "open", "not run": "open"}
 
 
@@ -160,7 +158,7 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
             paper=paper,
             settings=settings_of(cells),
             commands=commands_of(study, cells, cfg),
-            most_text=MOST_TEXT,
+            most_text=auditpage.MAX_SHOWN,
         )
     )
     write_whole(folder / "report.html", page)
