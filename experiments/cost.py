@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from benchmarking import evaluations_of
 from pspo.config import StudyConfig
 from pspo.config.programs import TrainConfig
@@ -117,5 +119,5 @@ def validations_of(cfg: TrainConfig) -> int:
 
 
 def seconds_of(cell: Cell) -> float:
-    lines = metrics_of(cell).values()
-    return sum(float(line.get(clock) or 0.0) for line in lines for clock in CLOCKS)
+    columns = [metrics_of(cell)[clock] for clock in CLOCKS]
+    return sum(float(column[np.isfinite(column)].sum()) for column in columns)

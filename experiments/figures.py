@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,11 +215,12 @@ def series(runs: Runs, metric: str, scale: float = 1.0) -> tuple[list[int], NDAr
 
 def several(runs: Runs, metrics: Sequence[str]) -> tuple[list[int], list[NDArray[np.float64]]]:
     """`series` of each metric, at the steps at which every seed has all of them."""
-    shared = set.intersection(
-        *({step for step, found in run.items() if all(found.get(m) is not None for m in metrics)} for run in runs)
-    )
-    steps = sorted(shared)[:: -(-len(shared) // MOST_STEPS) or 1]
-    return steps, [np.array([[run[step][metric] for step in steps] for run in runs], dtype=float) for metric in metrics]
+    known = [run.steps[np.all([np.isfinite(run[metric]) for metric in metrics], axis=0)] for run in runs]
+    shared = reduce(np.intersect1d, known)
+    steps = shared[:: -(-len(shared) // MOST_STEPS) or 1]
+    places = [np.searchsorted(run.steps, steps) for run in runs]
+    values = [np.array([run[metric][at] for run, at in zip(runs, places, strict=True)]) for metric in metrics]
+    return steps.tolist(), values
 
 
 def over_steps(curve: Curve, arms: Sequence[str], panel: Axes, methods: list[tuple[str, Runs]]) -> None:
@@ -301,7 +302,8 @@ def phases(panel: Axes, methods: list[tuple[str, Runs]]) -> None:
 
 
 def step_seconds(run: Metrics, phase: str) -> float:
-    found = [float(line.get(f"time/{phase}_s") or 0.0) for step, line in run.items() if step > 0]
-    if not found:
+    seconds = run[f"time/{phase}_s"][run.steps > 0]
+    if not len(seconds):
         return 0.0
-    return float(np.mean(found) if phase in ("save", "eval", "check") else np.median(found))
+    seconds = np.where(np.isfinite(seconds), seconds, 0.0)
+    return float(np.mean(seconds) if phase in ("save", "eval", "check") else np.median(seconds))

@@ -33,11 +33,15 @@ from settings import settings_of
 from slurm import arguments_of
 from studies import Cell, Study
 from suspicion import CLASSES
+from tabletext import size
+from training import courses_of
 from verdicts import Verdict, of_other_scales, theory_verdicts, verdicts_of
 
 TEMPLATE = Path(__file__).resolve().parent / "report.html.j2"
 SAMPLES = {"told apart": 24, "all wrong": 8, "all right": 8}
 """Problems shown for each regime: those that methods differ on first."""
+SHOWN = ("main", "bests", "comparisons", "benchmarks", "training")
+"""The tables in the middle of the report; verdicts are before, the cost behind them."""
 BADGES = {"reproduced": "yes", "not reproduced": "no", "underpowered": "open", "not run": "open"}
 
 
@@ -65,12 +69,17 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
         bests=bests_of(study, cells),
         comparisons=comparisons_of(study, cells),
         asked=asked_of(study, cells, cfg),
+        courses=courses_of(cells),
         verdicts=verdicts_of(cfg.study, cfg.scale, study, cells),
         costs=costs_of(study, cells, cfg),
+        baseline=study.baseline,
+        paper=paper,
+        benchmarks=bool(study.scales[cfg.scale].benchmarks),
     )
+    parts = {part.name: part for part in tables.parts_of(made)}
     sizes = sorted({row.problems for row in made.rows if row.problems})
     header["test problems"] = ", ".join(map(str, sizes)) or "none graded yet"
-    path = tables.write(folder, header, made, study.baseline, paper)
+    path = tables.write(folder, header, list(parts.values()), study.baseline)
     origin = {name: header[name] for name in ("date", "command", "commit", "machine")}
     write_whole(folder / verdictfiles.name_of(cfg.scale), verdictfiles.to_json(made.verdicts, cfg.scale, origin))
     drawings = folder / "figures"
@@ -102,50 +111,11 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
             others=others,
             elsewhere=elsewhere,
             mixed="(MIXED)" in " ".join(header.values()),
-            verdict_legend=tables.verdict_legend(),
+            verdict_legend=parts["verdicts"].legend,
             difference=tables.found,
-            size=tables.size,
-            parts=[
-                Part(
-                    "Results",
-                    tables.columns(made.rows, study.baseline, paper),
-                    made.rows,
-                    tables.legend(study.baseline),
-                ),
-                *(
-                    [
-                        Part(
-                            "Each method at its best",
-                            tables.best_columns(made.bests, study.baseline),
-                            made.bests,
-                            tables.best_legend(study.baseline),
-                        )
-                    ]
-                    if made.bests
-                    else []
-                ),
-                Part(
-                    "Told apart?",
-                    tables.comparison_columns(made.comparisons),
-                    made.comparisons,
-                    tables.comparison_legend(),
-                    "No seed has two methods complete.",
-                ),
-                *(
-                    [
-                        Part(
-                            "Benchmarks and temperatures",
-                            tables.asked_columns(made.asked, study.baseline),
-                            made.asked,
-                            tables.asked_legend(study.baseline),
-                            "None is evaluated yet.",
-                        )
-                    ]
-                    if study.scales[cfg.scale].benchmarks
-                    else []
-                ),
-            ],
-            costs=Part("What it takes", tables.COST_COLUMNS, made.costs, tables.COST_LEGEND),
+            size=size,
+            parts=[part for name, part in parts.items() if name in SHOWN and (part.rows or part.without)],
+            costs=parts["cost"],
             complete=sum(cell.complete for cell in cells),
             cells=cells,
             figures=[(figure.caption, svg(figure.path, figure.caption)) for figure in drawn],
@@ -201,17 +171,6 @@ def counterparts_of(theory: Path) -> list[dict[str, Any]]:
 
 
 CURVE = "Test accuracy of the last checkpoint against what the study goes over."
-
-
-@dataclass(frozen=True)
-class Part:
-    """A table of the report."""
-
-    title: str
-    columns: Sequence[tables.Column[Any]]
-    rows: Sequence[Any]
-    legend: Sequence[str]
-    without: str = "No run is complete."
 
 
 def commands_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[tuple[str, str]]:

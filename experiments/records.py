@@ -14,6 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pspo.errors import PspoError
 from pspo.grading import Style
 from pspo.scores import ks, majority_right, pass_at_k, right
@@ -21,8 +24,19 @@ from pspo.scores import ks, majority_right, pass_at_k, right
 NOT_GRADED = ("timeout", "gold_unreadable", "error")
 """Outcomes that are not answers at all; they count as not correct, and are shown apart."""
 
-Metrics = Mapping[int, Mapping[str, float | None]]
-"""Step -> metric -> value; None: not finite."""
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Of a run by step, in order: steps [T], and a column [T] a metric. NaN: a step has it not on record; inf: it was
+    not finite."""
+
+    steps: NDArray[np.int64]
+    columns: Mapping[str, NDArray[np.float64]]
+
+    def __getitem__(self, name: str) -> NDArray[np.float64]:
+        """A column; all NaN for a metric that the run has not on record."""
+        found = self.columns.get(name)
+        return np.full(len(self.steps), np.nan) if found is None else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +61,20 @@ def read_graded(path: Path) -> Mapping[str, Graded]:
     Raises PspoError for a file that is not whole, or not the one that its summary is of. Tables, verdicts, figures and
     samples all ask for the same files: one that has not changed is read once.
     """
+    return _read_graded(path, version_of(path))
+
+
+Version = tuple[int, int, int] | None
+
+
+def version_of(path: Path) -> Version:
+    """What changes with a file's content."""
     found = path.stat() if path.is_file() else None
-    return _read_graded(path, found and (found.st_ino, found.st_mtime_ns, found.st_size))
+    return found and (found.st_ino, found.st_mtime_ns, found.st_size)
 
 
 @cache
-def _read_graded(path: Path, _version: tuple[int, int, int] | None) -> Mapping[str, Graded]:
+def _read_graded(path: Path, _version: Version) -> Mapping[str, Graded]:
     graded: dict[str, Graded] = {}
     for number, line in enumerate(read_evaluation(path), start=1):
         try:
@@ -124,23 +146,38 @@ def read_drawn(path: Path, style: Style) -> dict[str, Drawn]:
 
 
 def read_metrics(run_dir: Path, steps: int | None = None) -> Metrics:
-    """The metrics of a run, steps in order; what is not finite is None. A step written twice has its later values.
+    """The metrics of a run. A step written twice has its later values.
 
-    `steps` that it has to have, 0 included. Raises PspoError for a file that is not whole.
+    `steps` that it has to have, 0 included. Raises PspoError for a file that is not whole. Read once, as graded
+    problems are.
     """
     path = run_dir / "metrics.jsonl"
-    found: dict[int, Mapping[str, float | None]] = {}
+    found = _read_metrics(path, version_of(path))
+    if steps is not None and (missing := set(range(steps + 1)) - set(found.steps.tolist())):
+        raise PspoError(f"{path}: step {min(missing)} is missing though the run is marked complete")
+    return found
+
+
+@cache
+def _read_metrics(path: Path, _version: Version) -> Metrics:
+    by_step: dict[int, dict[str, float]] = {}
     for number, line in enumerate(read_jsonl(path), start=1):
         try:
-            found[int(line["step"])] = {
-                name: float(value) if value is not None and math.isfinite(value) else None
-                for name, value in line.items()
-            }
+            by_step[int(line["step"])] = {name: finite(value) for name, value in line.items()}
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PspoError(f"{path}, line {number}: not the metrics of a step ({error})") from error
-    if steps is not None and (missing := set(range(steps + 1)) - found.keys()):
-        raise PspoError(f"{path}: step {min(missing)} is missing though the run is marked complete")
-    return {step: found[step] for step in sorted(found)}
+    steps = sorted(by_step)
+    names = dict.fromkeys(name for step in steps for name in by_step[step])
+    columns = {name: np.array([by_step[step].get(name, math.nan) for step in steps]) for name in names}
+    return Metrics(np.array(steps, dtype=np.int64), columns)
+
+
+def finite(value: float | None) -> float:
+    """
+    >>> finite(2), finite(None), finite(float("nan"))
+    (2.0, inf, inf)
+    """
+    return float(value) if value is not None and math.isfinite(value) else math.inf
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pspo.errors import PspoError
 from pspo.intervals import Bounds, Estimate, estimate, wilson
 from records import NOT_GRADED, Drawn, Graded, Metrics, read_drawn, read_graded, read_metrics, read_summary
 from significance import LEVEL, Tests, corrected, detectable, interquartile_mean, paired
-from studies import Cell, Study
+from studies import Cell, Curve, Study
 
 PUBLISHED = Path(__file__).resolve().parent / "published.yaml"
 
@@ -57,6 +57,8 @@ class Texts:
     """Number of time-outs, unreadable golds and errors, each: in no way answers, and hopefully 0."""
     steps: float | None
     """Written step by step; None where the data set knows no styles."""
+    right_steps: float | None
+    """Of these the share that is right; None where there are none."""
     arithmetic: float | None
     """With equations, all of them true: right arithmetic, whether or not it answers the question."""
 
@@ -351,15 +353,14 @@ def bests_of(study: Study, cells: Sequence[Cell]) -> list[Best]:
                     reached,
                     estimate(correct_of(last.values())),
                     None if arm == study.baseline else difference(last, baseline),
-                    _farthest(study, of_arm, reached),
+                    _farthest(study.curve, of_arm, reached),
                 )
             )
     return rows
 
 
-def _farthest(study: Study, of_arm: Sequence[Cell], reached: float) -> str | None:
-    curve = study.curve
-    if curve is None or curve.panel is not None:
+def _farthest(curve: Curve, of_arm: Sequence[Cell], reached: float) -> str | None:
+    if curve.panel is not None:
         return None
     along = sorted(grouped(of_arm, lambda cell: cell.regime), key=lambda one: curve.x.value(one[1][0].cfg))
     near = [regime for regime, members in along if (validated(members) or 0.0) >= reached - NEAR]
@@ -455,12 +456,14 @@ def texts_of(graded: Sequence[Graded], cell: Cell) -> Texts | None:
     if not graded:
         return None
     has_styles = isinstance(cell.cfg.data, WordProblems)
+    in_steps = [one for one in graded if style_of(one.text) == "steps"] if has_styles else []
     return Texts(
         lenient=_share(one.lenient for one in graded),
         truncated=_share(not one.finished for one in graded),
         no_answer=_share(one.status == "no_answer" for one in graded),
         failed={status: sum(one.status == status for one in graded) for status in NOT_GRADED},
-        steps=_share(style_of(one.text) == "steps" for one in graded) if has_styles else None,
+        steps=len(in_steps) / len(graded) if has_styles else None,
+        right_steps=_share(one.correct for one in in_steps) if in_steps else None,
         arithmetic=_share(bool(equations(one.text)) and arithmetic_holds(one.text) for one in graded)
         if has_styles
         else None,

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any
 
 from claims import load_claims
 from cost import Cost
 from pspo.files import write_whole
-from pspo.intervals import Bounds, Estimate
+from pspo.intervals import Estimate
 from records import NOT_GRADED
 from results import NEAR, Asked, Best, Comparison, Row
+from tabletext import (
+    NONE,
+    Column,
+    bounds,
+    change,
+    comma_separated,
+    level,
+    markdown,
+    not_graded,
+    percent,
+    points,
+    probability,
+    runs_of,
+    significant,
+    size,
+    tex,
+)
+from training import Course
 from verdicts import Finding, Verdict
-
-NONE = "-"
 
 
 @dataclass(frozen=True)
@@ -32,15 +46,6 @@ class Line:
     @property
     def group(self) -> str:
         return self.verdict.claim.id
-
-
-R = TypeVar("R", bound=Row | Comparison | Asked | Best | Line | Cost)
-
-
-@dataclass(frozen=True)
-class Column(Generic[R]):
-    title: str
-    text: Callable[[R], str]
 
 
 def columns(rows: Sequence[Row], baseline: str, paper: bool) -> list[Column[Row]]:
@@ -59,6 +64,7 @@ def columns(rows: Sequence[Row], baseline: str, paper: bool) -> list[Column[Row]
     if any(row.texts and row.texts.steps is not None for row in rows):
         chosen += [
             Column("step by step, %", lambda row: percent(row.texts.steps if row.texts else None)),
+            Column("right of these, %", lambda row: percent(row.texts.right_steps if row.texts else None)),
             Column("arithmetic true, %", lambda row: percent(row.texts.arithmetic if row.texts else None)),
         ]
     chosen += [
@@ -153,6 +159,36 @@ def asked_legend(baseline: str) -> list[str]:
     ]
 
 
+def course_columns(rows: Sequence[Course]) -> list[Column[Course]]:
+    chosen: list[Column[Course]] = []
+    if len({(row.model, row.data) for row in rows}) > 1:
+        chosen += [Column("model", lambda row: row.model), Column("trained on", lambda row: row.data)]
+    return [
+        *chosen,
+        Column("regime", lambda row: row.regime),
+        Column("method", lambda row: row.arm),
+        Column("|r - 1|", lambda row: significant(row.ratio)),
+        Column("without slope, %", lambda row: percent(row.no_slope)),
+        Column("slope < 0.1 A, %", lambda row: percent(row.small_slope)),
+        Column("KL of a step, nats a token", lambda row: significant(row.kl)),
+        Column("entropy at the end, nats a token", lambda row: significant(row.entropy)),
+        Column("gradient norm", lambda row: significant(row.grad_norm)),
+        Column("highest validation, %", lambda row: percent(row.highest)),
+        Column("at step", lambda row: NONE if row.at is None else str(row.at)),
+        Column("validation at the end, %", lambda row: percent(row.end)),
+        Column("seconds a step", lambda row: significant(row.seconds)),
+        Column("runs", lambda row: runs_of(row.done, row.planned)),
+    ]
+
+
+COURSE_LEGEND = [
+    "What training was like: means over steps and seeds. |r - 1|: how far a token's ratio is from 1. Without slope: "
+    "tokens with an advantage from which the surrogate takes no gradient; then those of which it passes on less than "
+    "a tenth. Gradient norm: before clipping. Highest validation: of the mean over seeds. Seconds: of a step without "
+    "validation and checkpoint; runs may share a machine.",
+]
+
+
 COST_COLUMNS: list[Column[Cost]] = [
     Column("scale", lambda one: one.scale),
     Column("model", lambda one: one.model),
@@ -202,14 +238,6 @@ def verdict_legend() -> list[str]:
     ]
 
 
-def size(points: float | None) -> str:
-    """
-    >>> size(4.25), size(374.9), size(None)
-    ('4.2', '> 100', '-')
-    """
-    return NONE if points is None else "> 100" if points > 100 else f"{points:.1f}"
-
-
 def margin(verdict: Verdict) -> str:
     points: float | None = getattr(verdict.claim.test, "margin", None)
     return NONE if points is None else f"{points:g}"
@@ -248,18 +276,6 @@ def discordant(one: Comparison) -> str:
     return f"{sum(d.ours for d in one.tests.by_seed)} / {sum(d.theirs for d in one.tests.by_seed)}"
 
 
-def points(share: float | None) -> str:
-    return NONE if share is None else f"{100 * share:+.1f}"
-
-
-def probability(p: float | None) -> str:
-    """
-    >>> [probability(p) for p in (0.04321, 0.00002, 1.0, None)]
-    ['0.043', '< 0.001', '1.000', '-']
-    """
-    return NONE if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def legend(baseline: str) -> list[str]:
     """What the columns mean."""
     return [
@@ -268,42 +284,12 @@ def legend(baseline: str) -> list[str]:
         "At best validation: the checkpoint that was best on the validation part, graded on the test part.",
         f"Minus {baseline}: paired, on the same seeds and problems. Gain: paired with the policy before RL, on the "
         "same problems. No interval is corrected for the number of comparisons.",
-        "Step by step: completions of one operation an equation. Arithmetic true: those with "
+        "Step by step: completions of one operation an equation; beside it, how many of these are right. Arithmetic "
+        "true: those with "
         "equations, all of which hold. "
         "Lenient: accuracy if an answer without its #### or box counted as well. No answer: nothing where the prompt "
         "wants it. Not graded: time-outs, unreadable golds and errors of the grader; they count as not correct.",
     ]
-
-
-def not_graded(failed: Mapping[str, int]) -> str:
-    """
-    >>> not_graded({"timeout": 2, "gold_unreadable": 0, "error": 1})
-    '2 timeout, 1 error'
-    """
-    return ", ".join(f"{count} {status}" for status, count in failed.items() if count) or "0"
-
-
-def level(estimate: Estimate | None) -> str:
-    """
-    >>> level(Estimate(0.729, (0.7, 0.758), (0.68, 0.77), 3, 500))
-    '72.9 [70.0, 75.8] / [68.0, 77.0]'
-    """
-    return NONE if estimate is None else f"{100 * estimate.value:.1f}{intervals(estimate, '')}"
-
-
-def change(estimate: Estimate | None) -> str:
-    return NONE if estimate is None else f"{100 * estimate.value:+.1f}{intervals(estimate, '+')}"
-
-
-def intervals(estimate: Estimate, sign: str) -> str:
-    none = "[one seed]" if estimate.seeds == 1 else "[no spread]"
-    over_seeds = bounds(estimate.over_seeds, sign) if estimate.over_seeds else none
-    return f" {over_seeds} / {bounds(estimate.over_both, sign)}"
-
-
-def bounds(pair: Bounds, sign: str = "") -> str:
-    low, high = (f"{100 * value:{sign}.1f}" for value in pair)
-    return f"[{low}, {high}]"
 
 
 def bounds_only(row: Row) -> str:
@@ -312,18 +298,10 @@ def bounds_only(row: Row) -> str:
     return f"{100 * row.last.value:.1f} {bounds(row.wilson)}"
 
 
-def percent(share: float | None) -> str:
-    return NONE if share is None else f"{100 * share:.1f}"
-
-
 def runs(row: Row) -> str:
     if row.arm is None:
         return NONE
     return runs_of(row.done, row.planned)
-
-
-def runs_of(done: int, planned: int) -> str:
-    return f"{done} of {planned}{', incomplete' if done < planned else ''}"
 
 
 def published(row: Row) -> str:
@@ -334,54 +312,6 @@ def published(row: Row) -> str:
         for entry in row.published
     ]
     return "; ".join(found) or "unknown"
-
-
-def markdown(chosen: Sequence[Column[R]], rows: Sequence[R], notes: Sequence[str]) -> list[str]:
-    table = [[column.title for column in chosen], ["---" for _ in chosen]]
-    table += [[column.text(row) for column in chosen] for row in rows]
-    return [*(f"| {' | '.join(line)} |" for line in table), "", *notes]
-
-
-def tex(header: Mapping[str, str], chosen: Sequence[Column[R]], rows: Sequence[R], notes: Sequence[str]) -> str:
-    """A tabular to \\input; needs the package booktabs."""
-    lines = [f"% {name}: {' '.join(value.split())}" for name, value in header.items()]
-    lines += [f"% {line}" for line in notes]
-    lines += [rf"\begin{{tabular}}{{{'l' * len(chosen)}}}", r"\toprule"]
-    lines += [" & ".join(escape(column.title) for column in chosen) + r" \\", r"\midrule"]
-    for above, row in zip([None, *rows], rows, strict=False):
-        if above is not None and above.group != row.group:
-            lines.append(r"\midrule")
-        lines.append(" & ".join(escape(column.text(row)) for column in chosen) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
-TEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "<": r"\textless{}",  # in the default encoding of fonts these are other characters
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "[": "{[}",  # after \\ a bracket would be its optional argument
-    "]": "{]}",
-}
-
-
-def escape(text: str) -> str:
-    r"""
-    >>> escape("no_clip & 5%")
-    'no\\_clip \\& 5\\%'
-    """
-    return "".join(TEX.get(character, character) for character in text)
-
-
-def comma_separated(lines: Sequence[Mapping[str, object]]) -> str:
-    """One line a row, shares as numbers in [0, 1], every interval with two columns; empty: none."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
 
 
 def flat(row: Row) -> dict[str, object]:
@@ -401,7 +331,7 @@ def flat(row: Row) -> dict[str, object]:
             pair = getattr(estimate, kind, None) if row.arm else None  # one policy has no spread over seeds
             found[f"{name}_{kind}_low"], found[f"{name}_{kind}_high"] = pair or (None, None)
     found["wilson_low"], found["wilson_high"] = row.wilson or (None, None)
-    for name in ("lenient", "truncated", "no_answer", "steps", "arithmetic"):
+    for name in ("lenient", "truncated", "no_answer", "steps", "right_steps", "arithmetic"):
         found[name] = getattr(row.texts, name, None)
     for status in NOT_GRADED:
         found[status] = row.texts.failed[status] if row.texts else None
@@ -463,44 +393,76 @@ def flat_line(line: Line) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a study's tables are made from. `verdicts`: of this study's claims."""
+    """What a study's tables are made from. `verdicts`: of this study's claims. `benchmarks`: has it any?"""
 
     rows: Sequence[Row]
     bests: Sequence[Best]
     comparisons: Sequence[Comparison]
     asked: Sequence[Asked]
+    courses: Sequence[Course]
     verdicts: Sequence[Verdict]
     costs: Sequence[Cost]
+    baseline: str
+    paper: bool
+    benchmarks: bool
 
 
-def write(folder: Path, header: Mapping[str, str], made: Contents, baseline: str, paper: bool) -> Path:
-    """Writes table_main.{md,csv,tex,json} into a folder, and {bests,comparisons,benchmarks,verdicts,cost}.{csv,tex}
-    of what there is, which the Markdown and JSON ones hold as well; returns the path of the Markdown one."""
+@dataclass(frozen=True)
+class Part:
+    """A table. `name`: in file names and JSON; `flat`: a row as a line of CSV; `without`: what the report says where
+    there are no rows."""
+
+    name: str
+    title: str
+    columns: Sequence[Column[Any]]
+    rows: Sequence[Any]
+    legend: Sequence[str]
+    flat: Callable[[Any], Mapping[str, object]] = asdict
+    without: str = ""
+
+
+def parts_of(made: Contents) -> list[Part]:
+    """Every table of the study, in the order in which they are shown; those without rows and reason included."""
+    baseline, rows, compared = made.baseline, made.rows, made.comparisons
+    best, asked = best_columns(made.bests, baseline), asked_columns(made.asked, baseline)
+    none = "No run is complete."
+    return [
+        Part("main", "Results", columns(rows, baseline, made.paper), rows, legend(baseline), flat, none),
+        Part("bests", "Each method at its best", best, made.bests, best_legend(baseline), flat_best),
+        Part(
+            *("comparisons", "Told apart?", comparison_columns(compared), compared, comparison_legend()),
+            *(flat_comparison, "No seed has two methods complete."),
+        ),
+        Part(
+            *("benchmarks", "Benchmarks and temperatures", asked, made.asked, asked_legend(baseline), flat_asked),
+            "None is evaluated yet." if made.benchmarks else "",
+        ),
+        Part("training", "What training was like", course_columns(made.courses), made.courses, COURSE_LEGEND),
+        Part("verdicts", "Verdicts", VERDICT_COLUMNS, verdict_lines(made.verdicts), verdict_legend(), flat_line),
+        Part("cost", "What it takes", COST_COLUMNS, made.costs, COST_LEGEND),
+    ]
+
+
+def write(folder: Path, header: Mapping[str, str], parts: Sequence[Part], baseline: str) -> Path:
+    """Writes table_main.{md,csv,tex,json} into a folder, and {bests,comparisons,...}.{csv,tex} of what there is, which
+    the Markdown and JSON ones hold as well; returns the path of the Markdown one."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [*(f"- {name}: {value}" for name, value in header.items()), ""]
-    parts = {
-        "main": (columns(made.rows, baseline, paper), made.rows, legend(baseline), flat),
-        "bests": (best_columns(made.bests, baseline), made.bests, best_legend(baseline), flat_best),
-        "comparisons": (comparison_columns(made.comparisons), made.comparisons, comparison_legend(), flat_comparison),
-        "benchmarks": (asked_columns(made.asked, baseline), made.asked, asked_legend(baseline), flat_asked),
-        "verdicts": (VERDICT_COLUMNS, verdict_lines(made.verdicts), verdict_legend(), flat_line),
-        "cost": (COST_COLUMNS, made.costs, COST_LEGEND, asdict),
-    }
     record: dict[str, object] = {"header": dict(header), "baseline": baseline}
     texts: dict[str, str] = {}
-    for name, part in parts.items():
-        chosen, rows, notes, as_dict = cast("tuple[Any, Sequence[Any], list[str], Callable[[Any], Any]]", part)
-        record["rows" if name == "main" else name] = [asdict(row) for row in rows]
-        if rows:
-            lines += [*([] if name == "main" else [""]), *markdown(chosen, rows, notes)]
-            texts[f"{name}.csv"] = comma_separated([as_dict(row) for row in rows])
-            texts[f"{name}.tex"] = tex(header, chosen, rows, notes)
+    for part in parts:
+        record["rows" if part.name == "main" else part.name] = [asdict(row) for row in part.rows]
+        if part.rows:
+            title = [] if part.name == "main" else ["", f"## {part.title}", ""]
+            lines += [*title, *markdown(part.columns, part.rows, part.legend)]
+            texts[f"{part.name}.csv"] = comma_separated([part.flat(row) for row in part.rows])
+            texts[f"{part.name}.tex"] = tex(header, part.columns, part.rows, part.legend)
     texts["main.json"] = json.dumps(record, indent=1, default=str) + "\n"
     texts["main.md"] = "\n".join(lines) + "\n"
     for name, text in texts.items():
         write_whole(folder / f"table_{name}", text)
-    for kind in parts:
+    for part in parts:
         for ending in ("csv", "tex"):
-            if f"{kind}.{ending}" not in texts:  # of an earlier state, or another scale
-                (folder / f"table_{kind}.{ending}").unlink(missing_ok=True)
+            if f"{part.name}.{ending}" not in texts:  # of an earlier state, or another scale
+                (folder / f"table_{part.name}.{ending}").unlink(missing_ok=True)
     return folder / "table_main.md"

@@ -207,8 +207,8 @@ def compared(
     if not len(d_S):
         return Finding(where, "not run", planned=len(ours))
     kind = "equal" if test.kind == "all_equal" else test.kind
-    same = kind == "equal" and theirs is not None and len(d_S) > 1 and not d_S.any()
-    if same and theirs is not None and not differing(pairs(ours, theirs))[0]:
+    alike = kind == "equal" and len(d_S) > 1 and not d_S.any()
+    if alike and theirs is not None and not differing(pairs(ours, theirs))[0]:
         return Finding(where, "reproduced", 0.0, None, len(d_S), len(ours), "every completion is the same")
     return judged(kind, test.margin, where, d_S, len(ours), level)
 
@@ -290,14 +290,16 @@ def differing(both: Sequence[tuple[Cell, Cell]]) -> tuple[int, int]:
 
 def at_most(test: Metric, where: str, cells: Sequence[Cell], _level: float) -> Finding:
     complete = [cell for cell in cells if cell.complete]
-    lines = [line for cell in complete for line in metrics_of(cell).values() if test.metric in line]
-    if not lines:
-        return Finding(where, "not run", planned=len(cells))
     # Ratios beyond what is computed have no slope either, which is ours and not the surrogate's.
-    ours = "ratio/clamped_share" if test.metric == "slope/zero_share" else None
-    values = [None if (v := line[test.metric]) is None else v - ((ours and line.get(ours)) or 0.0) for line in lines]
-    known = [value for value in values if value is not None]
-    worst = max(known, default=0.0)
+    ours = "ratio/clamped_share" if test.metric == "slope/zero_share" else ""
+    values = np.concatenate(
+        [[], *(found[test.metric] - np.nan_to_num(found[ours], posinf=0.0) for found in map(metrics_of, complete))]
+    )
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return Finding(where, "not run", planned=len(cells))
+    known = values[np.isfinite(values)]
+    worst = float(known.max(initial=0.0))
     outcome: Outcome = "reproduced" if worst <= test.at_most and len(known) == len(values) else "not reproduced"
     missing = f", not finite in {len(values) - len(known)}" if len(known) < len(values) else ""
     note = f"{test.metric} at most {worst:g} in {len(values)} steps{missing}"

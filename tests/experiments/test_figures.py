@@ -15,7 +15,7 @@ import figures
 from pspo.config import StudyConfig
 from pspo.intervals import Estimate
 from pspo.metrics import RATIO_EDGES
-from records import read_metrics
+from records import Metrics, read_metrics
 from results import Asked
 from studies import Cell, load_study
 
@@ -70,7 +70,7 @@ def test_a_step_where_a_seed_has_no_number_is_left_out(runs: list[Cell]) -> None
 
 
 def test_a_line_has_a_few_hundred_points_at_most() -> None:
-    long = {step: {"step": float(step), "kl/k3": float(step)} for step in range(1, 1313)}
+    long = Metrics(np.arange(1, 1313), {"kl/k3": np.arange(1.0, 1313.0)})
     steps, values = figures.series([long], "kl/k3")
     assert 200 < len(steps) <= figures.MOST_STEPS and list(values[0]) == steps == list(range(1, 1313, steps[1] - 1))
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from written_runs import write_graded
 
@@ -49,7 +51,10 @@ def test_a_problem_twice_a_verdict_that_is_none_and_another_file_than_the_summar
 def test_steps_that_are_missing_and_numbers_that_are_none(tmp_path: Path) -> None:
     lines = [{"step": 0, "kl/k3": 1}, {"step": 2, "kl/k3": float("inf"), "reward/mean": None}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_metrics(tmp_path)[2] == {"step": 2, "kl/k3": None, "reward/mean": None}
+    found = read_metrics(tmp_path)
+    assert found.steps.tolist() == [0, 2]
+    assert found["kl/k3"].tolist() == [1, math.inf] and np.isnan(found["none/such"]).all()
+    assert np.isnan(found["reward/mean"][0]) and found["reward/mean"][1] == math.inf
     with pytest.raises(PspoError, match=r"metrics.jsonl: step 1 is missing"):
         read_metrics(tmp_path, steps=2)
 

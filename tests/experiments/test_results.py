@@ -120,7 +120,7 @@ def test_the_four_tables_say_the_same(smoke: tuple[StudyConfig, list[Cell]]) -> 
     assert printed.splitlines()[-1] == str(folder / "table_main.md")
 
     lines = [line for line in printed.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 3 + 2 + 1 + 2 + 1
+    assert len(lines) == 2 + 3 + 2 + 1 + 2 + 2 + 2 + 1  # results, comparisons, training, cost
     assert "| - | before RL (the warm start) | 25.0 [4.6, 69.9] |" in lines[2]
     assert "| gentle | pspo | 87.5 [-71.3, 246.3] / " in lines[4] and "+25.0 [no spread] / " in lines[4]
 
