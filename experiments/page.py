@@ -27,8 +27,9 @@ from pspo.config.schema import WordProblems
 from pspo.data.wordproblems import examples
 from pspo.files import write_whole
 from pspo.provenance import provenance
+from published import all_published
 from records import Graded, read_graded, read_summary
-from results import all_published, asked_of, bests_of, comparisons_of, grouped, rows_of
+from results import asked_of, besides_of, bests_of, comparisons_of, grouped, rows_of
 from settings import settings_of
 from slurm import arguments_of
 from studies import Cell, Study
@@ -70,6 +71,7 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
         comparisons=comparisons_of(study, cells),
         asked=asked_of(study, cells, cfg),
         courses=courses_of(cells),
+        besides=besides_of(study, cells, cfg),
         verdicts=verdicts_of(cfg.study, cfg.scale, study, cells),
         costs=costs_of(study, cells, cfg),
         baseline=study.baseline,
@@ -125,6 +127,7 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
             audit_outdated=audit.outdated(audited, cells) if audited else 0,
             audit_command=shlex.join(["python", "experiments/audit.py", *arguments_of(cfg)]),
             published=all_published(),
+            besides=parts["published"],
             paper=paper,
             settings=settings_of(cells),
             commands=commands_of(study, cells, cfg),

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean as mean
 from typing import TypeVar
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 from benchmarking import evaluated
 from pspo.config import StudyConfig
@@ -22,27 +19,13 @@ from pspo.config.schema import WordProblems
 from pspo.data.wordproblems import arithmetic_holds, equations, style_of
 from pspo.errors import PspoError
 from pspo.intervals import Bounds, Estimate, estimate, wilson
+from published import Published, all_published, published_for
 from records import NOT_GRADED, Drawn, Graded, Metrics, read_drawn, read_graded, read_metrics, read_summary
 from significance import LEVEL, Tests, corrected, detectable, interquartile_mean, paired
 from studies import Cell, Curve, Study
 
-PUBLISHED = Path(__file__).resolve().parent / "published.yaml"
-
 K = TypeVar("K")
 Answers = Mapping[str, Graded]
-
-
-@dataclass(frozen=True)
-class Published:
-    """A figure of the paper, in percent, with where it stands. `trained_on` None: its source does not say."""
-
-    version: str
-    model: str
-    trained_on: str | None
-    arm: str
-    benchmark: str
-    accuracy: float
-    source: str
 
 
 @dataclass(frozen=True)
@@ -134,6 +117,45 @@ def rows_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Row]:
                     )
                 )
     return rows
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A published figure, and what our runs of that model and method have on its benchmark: those trained on what its
+    source says, or, where it does not say, on the benchmark itself."""
+
+    figure: Published
+    arm: str
+    """Ours; the figure's method where the study has none of them."""
+    done: int
+    planned: int
+    ours: Estimate | None
+    difference: Estimate | None
+    """Ours minus theirs, which is taken as a number without spread."""
+
+    @property
+    def group(self) -> tuple[str, str]:
+        return self.figure.version, self.figure.model
+
+
+def besides_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Beside]:
+    """Every published figure, run or not; [] at a scale whose arms stand beside none."""
+    arms = {method: arm for arm, method in study.scales[cfg.scale].published.items()}
+    found: list[Beside] = []
+    for figure in all_published() if arms else ():
+        arm = arms.get(figure.arm, figure.arm)
+        wanted = (figure.model, arm, figure.trained_on or figure.benchmark)
+        mine = [cell for cell in cells if (cell.model, cell.arm, cell.data) == wanted and cell.data == figure.benchmark]
+        complete = _by_seed(mine, "")
+        ours = correct_of(complete.values()) if complete else None
+        found.append(
+            Beside(
+                *(figure, arm, len(complete), len(mine)),
+                None if ours is None else estimate(ours),
+                None if ours is None else estimate(ours - figure.accuracy / 100),
+            )
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -472,24 +494,6 @@ def texts_of(graded: Sequence[Graded], cell: Cell) -> Texts | None:
 
 def _share(flags: Iterable[bool]) -> float:
     return float(np.mean(list(flags)))
-
-
-def all_published() -> list[Published]:
-    """Raises PspoError for a file that does not fit."""
-    try:
-        entries = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-        return TypeAdapter(list[Published]).validate_python(entries)
-    except (yaml.YAMLError, ValueError) as error:
-        raise PspoError(f"{PUBLISHED}: {' '.join(str(error).split())}") from error
-
-
-def published_for(model: str, data: str, method: str) -> tuple[Published, ...]:
-    """The paper's figures for a model trained and tested on `data`; those that do not say on what are among them."""
-    return tuple(
-        entry
-        for entry in all_published()
-        if (entry.model, entry.arm, entry.benchmark) == (model, method, data) and entry.trained_on in (None, data)
-    )
 
 
 def metrics_of(cell: Cell) -> Metrics:

@@ -13,7 +13,7 @@ from cost import Cost
 from pspo.files import write_whole
 from pspo.intervals import Estimate
 from records import NOT_GRADED
-from results import NEAR, Asked, Best, Comparison, Row
+from results import NEAR, Asked, Beside, Best, Comparison, Row
 from tabletext import (
     NONE,
     Column,
@@ -189,6 +189,25 @@ COURSE_LEGEND = [
 ]
 
 
+BESIDE_COLUMNS: list[Column[Beside]] = [
+    Column("version", lambda row: row.figure.version),
+    Column("model", lambda row: row.figure.model),
+    Column("trained on", lambda row: row.figure.trained_on or "unknown"),
+    Column("method", lambda row: row.figure.arm),
+    Column("benchmark", lambda row: row.figure.benchmark),
+    Column("theirs, %", lambda row: f"{row.figure.accuracy:.1f}"),
+    Column("ours, %", lambda row: level(row.ours)),
+    Column("difference, points", lambda row: change(row.difference)),
+    Column("runs", lambda row: runs_of(row.done, row.planned) if row.planned else "not in this study"),
+    Column("protocol", lambda row: row.figure.differs),
+    Column("source", lambda row: row.figure.source),
+]
+BESIDE_LEGEND = [
+    "Ours: last checkpoint, T=0, trained on what theirs were, or on the benchmark itself where that is unknown. Ours "
+    "minus theirs with ours' intervals; theirs is a number whose spread is unknown.",
+]
+
+
 COST_COLUMNS: list[Column[Cost]] = [
     Column("scale", lambda one: one.scale),
     Column("model", lambda one: one.model),
@@ -355,10 +374,14 @@ def flat_asked(row: Asked) -> dict[str, object]:
     return found | flat_estimates(row)
 
 
-ESTIMATES = ("accuracy", "difference", "pass_at_most", "pass_difference", "majority")
+def flat_beside(row: Beside) -> dict[str, object]:
+    return asdict(row.figure) | {"our_arm": row.arm, "done": row.done, "planned": row.planned} | flat_estimates(row)
 
 
-def flat_estimates(row: Asked | Best) -> dict[str, object]:
+ESTIMATES = ("accuracy", "difference", "pass_at_most", "pass_difference", "majority", "ours")
+
+
+def flat_estimates(row: Asked | Best | Beside) -> dict[str, object]:
     """Each with its two intervals, in columns of their own."""
     found: dict[str, object] = {}
     for name in ESTIMATES:
@@ -400,6 +423,7 @@ class Contents:
     comparisons: Sequence[Comparison]
     asked: Sequence[Asked]
     courses: Sequence[Course]
+    besides: Sequence[Beside]
     verdicts: Sequence[Verdict]
     costs: Sequence[Cost]
     baseline: str
@@ -438,6 +462,7 @@ def parts_of(made: Contents) -> list[Part]:
             "None is evaluated yet." if made.benchmarks else "",
         ),
         Part("training", "What training was like", course_columns(made.courses), made.courses, COURSE_LEGEND),
+        Part("published", "Figures that the paper publishes", BESIDE_COLUMNS, made.besides, BESIDE_LEGEND, flat_beside),
         Part("verdicts", "Verdicts", VERDICT_COLUMNS, verdict_lines(made.verdicts), verdict_legend(), flat_line),
         Part("cost", "What it takes", COST_COLUMNS, made.costs, COST_LEGEND),
     ]

@@ -39,8 +39,9 @@ from claims import (
     load_claims,
 )
 from pspo.intervals import LEVEL, Bounds, student_t
+from published import Published, all_published
 from records import Graded, read_graded
-from results import Published, all_published, best_regime, correct_of, grouped, metrics_of
+from results import best_regime, correct_of, grouped, metrics_of
 from significance import detectable
 from studies import Cell, Study
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,35 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Beside each other (-n): what takes longest first, so that no worker is left with it at the end."""
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        slow.update(item.path for item in items if item.get_closest_marker("vllm"))
+        items.sort(key=lambda item: (item.get_closest_marker("slurm") is None, -slow[item.path], item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """--dist loadfile, with all tests on a cluster on one worker: two clusters would want the cores at the same time,
+    where one leaves them to the other worker while it waits for SLURM."""
+    from xdist.scheduler import LoadFileScheduling
+
+    if config.getvalue("dist") != "loadfile":
+        return None
+    config.option.loadscopereorder = False  # by number of tests, which is not what they take
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return (
+                "slurm"
+                if nodeid.startswith(("tests/slurm/", "tests/experiments/test_slurm_jobs.py"))
+                else super()._split_scope(nodeid)
+            )
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,8 @@ from claims import load_claims
 from pspo.config import StudyConfig
 from pspo.errors import PspoError
 from pspo.intervals import Estimate, wilson
-from results import Asked, Row, all_published, asked_of, published_for, rows_of
+from published import all_published, published_for
+from results import Asked, Row, asked_of, besides_of, rows_of
 from studies import Cell, load_study
 from verdicts import Finding, Verdict
 
@@ -169,6 +170,31 @@ def test_published_figures_stand_beside_ours_only_where_they_are_known() -> None
     assert tables.published(unknown) == "unknown"
     assert [c.title for c in tables.columns([known], "no_clip", True)][-1] == "published, %"
     assert "published, %" not in [c.title for c in tables.columns([known], "no_clip", False)]
+
+
+def test_a_published_figure_stands_beside_the_runs_of_its_model_method_and_data(
+    paper: tuple[StudyConfig, list[Cell]],
+) -> None:
+    """Ours 50 and 75%, theirs 17.6%."""
+    cfg, cells = paper
+    mine = [c for c in cells if (c.model, c.arm, c.data) == ("qwen2_5_0_5b", "clip", "gsm8k")]
+    try:
+        for cell, correct in zip(mine[:2], ([True, False, True, False], [True, True, True, False]), strict=True):
+            write_run(cell, correct)
+        rows = besides_of(load_study("main"), cells, cfg)
+    finally:
+        for cell in mine[:2]:
+            shutil.rmtree(cell.run_dir)  # others have these cells too
+    assert len(rows) == len(all_published()) and all(row.planned for row in rows)
+    [row] = [row for row in rows if row.done]
+    assert (row.figure.accuracy, row.arm, row.done, row.planned) == (17.6, "clip", 2, len(mine))
+    assert row.ours is not None and row.difference is not None and row.ours.value == 0.625
+    assert row.difference.value == pytest.approx(0.625 - 0.176)
+    assert row.difference.over_seeds == pytest.approx([bound - 0.176 for bound in row.ours.over_seeds or ()])
+    texts = {column.title: column.text(row) for column in tables.BESIDE_COLUMNS}
+    assert texts["difference, points"].startswith("+44.9 [") and texts["runs"] == "2 of 5, incomplete"
+    assert "epsilon = 0" in texts["protocol"]
+    assert tables.flat_beside(row)["ours"] == 0.625
 
 
 def test_a_report_needs_no_torch(smoke: tuple[StudyConfig, list[Cell]]) -> None:

@@ -1,0 +1,46 @@
+"""The figures that the paper publishes (published.yaml): every one that is known, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import TypeAdapter
+
+from pspo.errors import PspoError
+
+PUBLISHED = Path(__file__).resolve().parent / "published.yaml"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of the paper, in percent, with where it stands. `trained_on` None: its source does not say."""
+
+    version: str
+    model: str
+    trained_on: str | None
+    arm: str
+    benchmark: str
+    accuracy: float
+    source: str
+    differs: str
+    """In which its protocol differs from ours, as far as is known."""
+
+
+def all_published() -> list[Published]:
+    """Raises PspoError for a file that does not fit."""
+    try:
+        entries = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
+        return TypeAdapter(list[Published]).validate_python(entries)
+    except (yaml.YAMLError, ValueError) as error:
+        raise PspoError(f"{PUBLISHED}: {' '.join(str(error).split())}") from error
+
+
+def published_for(model: str, data: str, method: str) -> tuple[Published, ...]:
+    """The paper's figures for a model trained and tested on `data`; those that do not say on what are among them."""
+    return tuple(
+        entry
+        for entry in all_published()
+        if (entry.model, entry.arm, entry.benchmark) == (model, method, data) and entry.trained_on in (None, data)
+    )
