@@ -277,11 +277,15 @@ def test_told_to_stop_while_w_and_b_does_not_answer(run, told, status):
     settings = ("tracking=online", "tracking.timeout=250")
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        with run(None, 4, "done", *settings, start=True, **online(url)) as running:
+        with run(None, 4, "done", *settings, start=True, **online(url), PYTHONFAULTHANDLER="1") as running:
             server.settimeout(PATIENCE_S)
             asked, _ = server.accept()  # W&B has asked, and waits for the answer
             running.send_signal(told)
-            assert running.wait(timeout=100) == status
+            try:
+                assert running.wait(timeout=100) == status
+            except subprocess.TimeoutExpired:
+                running.send_signal(signal.SIGABRT)  # says where every thread is
+                pytest.fail(running.communicate(timeout=PATIENCE_S)[1])
             asked.close()
 
 

@@ -13,6 +13,7 @@ from pspo.data.wordproblems import (
     WordProblemSequence,
     arithmetic_holds,
     demonstration,
+    equations,
     examples,
     expression,
     split_of,
@@ -162,6 +163,24 @@ def test_brackets_stand_where_they_are_needed_and_nowhere_else() -> None:
 )
 def test_reading_solutions(text: str, style: str, holds: bool) -> None:
     assert (style_of(text), arithmetic_holds(text)) == (style, holds)
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "holds"),
+    [
+        ("1" * 200_000 + "=1.", 0, True),
+        ("1+1=" + "2" * 200_000, 0, True),
+        ("1=" * 100_000, 50_000, True),
+        ("(" * 200 + "=1.", 1, False),
+        ("-" * 199 + "1=1.", 1, False),
+        ("9**9**9**9=1.", 1, False),
+        ("9" * 200 + "*" + "9" * 200 + "=1.", 0, True),
+        ("9" * 99 + "*" + "9" * 99 + "=" + "9" * 100 + ".", 1, False),
+    ],
+)
+def test_reading_what_is_nobodys_arithmetic(text: str, count: int, holds: bool) -> None:
+    """A policy may write anything; it is read in no time (the suite's time-out), and nothing of it is computed."""
+    assert (len(equations(text)), arithmetic_holds(text)) == (count, holds)
 
 
 def test_the_sequence_is_lazy_where_it_is_long(world: WordProblems) -> None:
