@@ -11,7 +11,7 @@ from benchmarking import evaluations_of
 from pspo.config import StudyConfig
 from pspo.config.programs import TrainConfig
 from pspo.config.schema import Data, WordProblems
-from results import grouped, metrics_of
+from seeds import grouped, metrics_of
 from studies import Cell, Study, cells_of
 
 CLOCKS = ("time/step_s", "time/eval_s", "time/save_s")

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asked import Asked
 from figures import COLOURS, DASHES, Figure, Room, grid, legend, plt, save
 from pspo.intervals import Estimate
 from records import read_graded
-from results import Asked, Row, grouped
+from results import Row
+from seeds import grouped
 from studies import Cell, Curve, Study
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pspo.metrics import RATIO_EDGES
 from records import Metrics
-from results import grouped, metrics_of
+from seeds import grouped, metrics_of
 from studies import Cell
 
 if TYPE_CHECKING:

@@ -20,6 +20,9 @@ import curves
 import figures
 import tables
 import verdictfiles
+from asked import asked_of
+from bests import bests_of
+from columns import found
 from cost import costs_of
 from figures import Figure
 from pspo.config import StudyConfig
@@ -29,7 +32,8 @@ from pspo.files import write_whole
 from pspo.provenance import provenance
 from published import all_published
 from records import Graded, read_graded, read_summary
-from results import asked_of, besides_of, bests_of, comparisons_of, grouped, rows_of
+from results import besides_of, comparisons_of, rows_of
+from seeds import grouped
 from settings import settings_of
 from slurm import arguments_of
 from studies import Cell, Study
@@ -42,7 +46,7 @@ TEMPLATE = Path(__file__).resolve().parent / "report.html.j2"
 SAMPLES = {"told apart": 24, "all wrong": 8, "all right": 8}
 """Problems shown for each regime: those that methods differ on first."""
 SHOWN = ("main", "bests", "comparisons", "benchmarks", "training")
-"""The tables in the middle of the report; verdicts are before, the cost behind them."""
+"""The tables in the middle of the report; verdicts are before, published figures and the cost behind them."""
 BADGES = {"reproduced": "yes", "not reproduced": "no", "underpowered": "open", "not run": "open"}
 
 
@@ -114,7 +118,7 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
             elsewhere=elsewhere,
             mixed="(MIXED)" in " ".join(header.values()),
             verdict_legend=parts["verdicts"].legend,
-            difference=tables.found,
+            difference=found,
             size=size,
             parts=[part for name, part in parts.items() if name in SHOWN and (part.rows or part.without)],
             costs=parts["cost"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from pspo.errors import PspoError
+from studies import Cell
 
 PUBLISHED = Path(__file__).resolve().parent / "published.yaml"
 
@@ -24,8 +26,8 @@ class Published:
     benchmark: str
     accuracy: float
     source: str
-    differs: str
-    """In which its protocol differs from ours, as far as is known."""
+    protocol: str
+    """What is known of how it came about."""
 
 
 def all_published() -> list[Published]:
@@ -44,3 +46,15 @@ def published_for(model: str, data: str, method: str) -> tuple[Published, ...]:
         for entry in all_published()
         if (entry.model, entry.arm, entry.benchmark) == (model, method, data) and entry.trained_on in (None, data)
     )
+
+
+def beside(figure: Published, cells: Sequence[Cell], methods: Mapping[str, str]) -> list[Cell]:
+    """The runs that stand beside a figure: of its model, trained on what its source says and graded on its benchmark.
+    Where the source does not say, those trained on the benchmark itself. `methods`: arm -> the method of the paper."""
+    if figure.trained_on not in (None, figure.benchmark):
+        return []  # a run's own table grades it on the data set it was trained on
+    return [
+        cell
+        for cell in cells
+        if (cell.model, cell.data, methods.get(cell.arm)) == (figure.model, figure.benchmark, figure.arm)
+    ]

@@ -167,6 +167,8 @@ def _read_metrics(path: Path, _version: Version) -> Metrics:
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PspoError(f"{path}, line {number}: not the metrics of a step ({error})") from error
     steps = sorted(by_step)
+    if steps and not -(2**63) <= steps[0] <= steps[-1] < 2**63:
+        raise PspoError(f"{path}: no step has the number {max(steps, key=abs)}")
     names = dict.fromkeys(name for step in steps for name in by_step[step])
     columns = {name: np.array([by_step[step].get(name, math.nan) for step in steps]) for name in names}
     return Metrics(np.array(steps, dtype=np.int64), columns)

@@ -5,27 +5,21 @@ Reads run directories through records.py, turns them into estimates with interva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean as mean
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarking import evaluated
 from pspo.config import StudyConfig
-from pspo.config.schema import WordProblems
+from pspo.config.schema import Reward, Surrogate, WordProblems
 from pspo.data.wordproblems import arithmetic_holds, equations, style_of
-from pspo.errors import PspoError
 from pspo.intervals import Bounds, Estimate, estimate, wilson
-from published import Published, all_published, published_for
-from records import NOT_GRADED, Drawn, Graded, Metrics, read_drawn, read_graded, read_metrics, read_summary
+from published import Published, all_published, beside, published_for
+from records import NOT_GRADED, Graded, read_graded
+from seeds import Answers, accuracy, by_seed, correct_of, difference, grouped
 from significance import LEVEL, Tests, corrected, detectable, interquartile_mean, paired
-from studies import Cell, Curve, Study
-
-K = TypeVar("K")
-Answers = Mapping[str, Graded]
+from studies import Cell, Study
 
 
 @dataclass(frozen=True)
@@ -95,9 +89,9 @@ def rows_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Row]:
         rows.append(_start_row(of_place[0], start))
         for regime, of_regime in grouped(of_place, lambda cell: cell.regime):
             of_arm = dict(grouped(of_regime, lambda cell: cell.arm))
-            baseline = _by_seed(of_arm.get(study.baseline, []), "")
+            baseline = by_seed(of_arm.get(study.baseline, []), "")
             for arm, members in of_arm.items():
-                last = _by_seed(members, "")
+                last = by_seed(members, "")
                 rows.append(
                     Row(
                         model=place[0],
@@ -108,7 +102,7 @@ def rows_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Row]:
                         planned=len(members),
                         problems=len(next(iter(last.values()))) if last else 0,
                         last=accuracy(last),
-                        best=accuracy(_by_seed(members, ".best")),
+                        best=accuracy(by_seed(members, ".best")),
                         difference=None if arm == study.baseline else difference(last, baseline),
                         gain=None if start is None else difference(last, dict.fromkeys(last, start)),
                         wilson=None,
@@ -121,12 +115,13 @@ def rows_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Row]:
 
 @dataclass(frozen=True)
 class Beside:
-    """A published figure, and what our runs of that model and method have on its benchmark: those trained on what its
-    source says, or, where it does not say, on the benchmark itself."""
+    """A published figure and our runs that stand beside it (published.beside)."""
 
     figure: Published
+    regime: str
     arm: str
-    """Ours; the figure's method where the study has none of them."""
+    protocol: str
+    """Ours, in what is known to differ between reproductions."""
     done: int
     planned: int
     ours: Estimate | None
@@ -139,23 +134,34 @@ class Beside:
 
 
 def besides_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Beside]:
-    """Every published figure, run or not; [] at a scale whose arms stand beside none."""
-    arms = {method: arm for arm, method in study.scales[cfg.scale].published.items()}
+    """For every published figure the arms that the study puts beside its method, run or not."""
     found: list[Beside] = []
-    for figure in all_published() if arms else ():
-        arm = arms.get(figure.arm, figure.arm)
-        wanted = (figure.model, arm, figure.trained_on or figure.benchmark)
-        mine = [cell for cell in cells if (cell.model, cell.arm, cell.data) == wanted and cell.data == figure.benchmark]
-        complete = _by_seed(mine, "")
-        ours = correct_of(complete.values()) if complete else None
-        found.append(
-            Beside(
-                *(figure, arm, len(complete), len(mine)),
-                None if ours is None else estimate(ours),
-                None if ours is None else estimate(ours - figure.accuracy / 100),
+    for figure in all_published():
+        mine = beside(figure, cells, study.scales[cfg.scale].published)
+        for (regime, arm), members in grouped(mine, lambda cell: (cell.regime, cell.arm)):
+            complete = by_seed(members, "")
+            ours = correct_of(complete.values()) if complete else None
+            found.append(
+                Beside(
+                    *(figure, regime, arm, protocol_of(members[0]), len(complete), len(members)),
+                    None if ours is None else estimate(ours),
+                    None if ours is None else estimate(ours - figure.accuracy / 100),
+                )
             )
-        )
     return found
+
+
+def protocol_of(cell: Cell) -> str:
+    def named(one: Surrogate | Reward) -> str:
+        settings = ", ".join(f"{name} {value}" for name, value in asdict(one).items() if name != "name")
+        return f"{one.name} ({settings})" if settings else one.name
+
+    cfg = cell.cfg
+    sampled = f"top-p {cfg.rollout.top_p:g}, {cfg.rollout.max_new_tokens} new tokens"
+    return (
+        f"{named(cfg.surrogate)}, learning rate {cfg.learner.lr:g}, mu {cfg.learner.passes}; {sampled}; reward "
+        f"{named(cfg.reward)}; prompt {cfg.prompt.name}; graded strictly, a cut completion is wrong"
+    )
 
 
 @dataclass(frozen=True)
@@ -199,7 +205,7 @@ def comparisons_of(study: Study, cells: Sequence[Cell]) -> list[Comparison]:
     planned = 0
     found: list[tuple[tuple[str, str, str, str, str], NDArray[np.float64], NDArray[np.float64]]] = []
     for place, members in grouped(cells, lambda cell: (cell.model, cell.data, cell.regime)):
-        of_arm = {arm: _by_seed(of_arm, "") for arm, of_arm in grouped(members, lambda cell: cell.arm)}
+        of_arm = {arm: by_seed(of_arm, "") for arm, of_arm in grouped(members, lambda cell: cell.arm)}
         pairs = pairs_of(study, of_arm)
         planned += len(pairs)
         for arm, than in pairs:
@@ -211,15 +217,15 @@ def comparisons_of(study: Study, cells: Sequence[Cell]) -> list[Comparison]:
     of_methods = corrected([test.of_methods for test in tests], planned)
     comparisons: list[Comparison] = []
     for k, (names, ours_SN, theirs_SN) in enumerate(found):
-        by_seed = (ours_SN - theirs_SN).mean(axis=1)
+        d_S = (ours_SN - theirs_SN).mean(axis=1)
         count, problems = ours_SN.shape
         comparisons.append(
             Comparison(
                 *names,
                 count,
                 problems,
-                float(by_seed.mean()),
-                interquartile_mean(by_seed),
+                float(d_S.mean()),
+                interquartile_mean(d_S),
                 tests[k],
                 of_policies[k],
                 of_methods[k],
@@ -227,185 +233,6 @@ def comparisons_of(study: Study, cells: Sequence[Cell]) -> list[Comparison]:
             )
         )
     return comparisons
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A policy on a benchmark of the study at one temperature: means over the seeds of an arm.
-
-    which     "last" or "best" checkpoint
-    pass_at   k -> chance that one of k completions is right (scores.pass_at_k); the largest k with its interval
-    majority  share of problems on which the most frequent answer is right
-    Differences are to the baseline arm, on the seeds that both have; None for the baseline.
-    """
-
-    model: str
-    data: str
-    regime: str
-    arm: str
-    benchmark: str
-    which: str
-    temperature: float
-    done: int
-    planned: int
-    problems: int
-    samples: int
-    accuracy: Estimate
-    difference: Estimate | None
-    pass_at: dict[int, float]
-    pass_at_most: Estimate
-    pass_difference: Estimate | None
-    majority: Estimate
-
-    @property
-    def group(self) -> tuple[str, ...]:
-        return self.model, self.data, self.regime, self.benchmark, self.which
-
-
-def asked_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Asked]:
-    """Every evaluation on the study's benchmarks that is there; [] where it lists none."""
-    rows: list[Asked] = []
-    for place, members in grouped(cells, lambda cell: (cell.model, cell.data, cell.regime)):
-        drawn: dict[tuple[str, str, float], dict[str, dict[int, dict[str, Drawn]]]] = {}
-        for cell in members:
-            for one in evaluated(cell, study, cfg) if cell.complete else ():
-                key = (one.benchmark, one.which, one.temperature)
-                drawn.setdefault(key, {}).setdefault(cell.arm, {})[cell.seed] = read_drawn(one.path, one.style)
-        for key, of_arm in sorted(drawn.items()):
-            baseline = of_arm.get(study.baseline, {})
-            for arm, by_seed in of_arm.items():
-                every = [one for problems in by_seed.values() for one in problems.values()]
-                most = max(every[0].pass_at)
-                other = {} if arm == study.baseline else baseline
-                rows.append(
-                    Asked(
-                        *place,
-                        arm,
-                        *key,
-                        done=len(by_seed),
-                        planned=sum(cell.arm == arm for cell in members),
-                        problems=len(next(iter(by_seed.values()))),
-                        samples=most,
-                        accuracy=estimate(_values(by_seed.values(), _share_right)),
-                        difference=_difference_of_drawn(by_seed, other, _share_right),
-                        pass_at={k: mean([one.pass_at[k] for one in every]) for k in every[0].pass_at},
-                        pass_at_most=estimate(_values(by_seed.values(), _pass_at_most)),
-                        pass_difference=_difference_of_drawn(by_seed, other, _pass_at_most),
-                        majority=estimate(_values(by_seed.values(), _majority)),
-                    )
-                )
-    return rows
-
-
-def _share_right(one: Drawn) -> float:
-    return one.share
-
-
-def _pass_at_most(one: Drawn) -> float:
-    return one.pass_at[max(one.pass_at)]
-
-
-def _majority(one: Drawn) -> float:
-    return one.majority
-
-
-def _values(runs: Iterable[Mapping[str, Drawn]], value: Callable[[Drawn], float]) -> NDArray[np.float64]:
-    return aligned([{name: value(one) for name, one in problems.items()} for problems in runs])
-
-
-def _difference_of_drawn(
-    ours: Mapping[int, Mapping[str, Drawn]], theirs: Mapping[int, Mapping[str, Drawn]], value: Callable[[Drawn], float]
-) -> Estimate | None:
-    seeds = [seed for seed in ours if seed in theirs]
-    if not seeds:
-        return None
-    both = _values([by_seed[seed] for by_seed in (ours, theirs) for seed in seeds], value)
-    return estimate(both[: len(seeds)] - both[len(seeds) :])
-
-
-@dataclass(frozen=True)
-class Best:
-    """An arm in the regime where its accuracy on the validation part is highest; graded on the test part."""
-
-    model: str
-    data: str
-    arm: str
-    regime: str
-    seeds: int
-    validated: float
-    accuracy: Estimate
-    difference: Estimate | None
-    """To the baseline at its own best, on the seeds that both have; None for the baseline."""
-    farthest: str | None
-    """The last regime along the study's curve that is within NEAR of it on the validation part, which is where its edge
-    lies; None where regimes do not follow one setting."""
-
-    @property
-    def group(self) -> tuple[str, str]:
-        return self.model, self.data
-
-
-NEAR = 0.05
-"""Of accuracy: what a method may lose before a regime counts as beyond its edge."""
-
-
-def bests_of(study: Study, cells: Sequence[Cell]) -> list[Best]:
-    """For each model and data set every arm that has several regimes, at its best; [] where none has, and for a study
-    without a curve: its regimes are not settings that one would tune."""
-    rows: list[Best] = []
-    if study.curve is None:
-        return rows
-    for (model, data), here in grouped(cells, lambda cell: (cell.model, cell.data)):
-        chosen = {arm: best_regime(of_arm) for arm, of_arm in grouped(here, lambda cell: cell.arm)}
-        baseline = _by_seed(chosen.get(study.baseline) or [], "")
-        for arm, of_arm in grouped(here, lambda cell: cell.arm):
-            best = chosen[arm]
-            if best is None or len({cell.regime for cell in of_arm}) < 2:
-                continue
-            last = _by_seed(best, "")
-            reached = validated(best)
-            assert reached is not None  # it was chosen by it
-            rows.append(
-                Best(
-                    model,
-                    data,
-                    arm,
-                    best[0].regime,
-                    len(last),
-                    reached,
-                    estimate(correct_of(last.values())),
-                    None if arm == study.baseline else difference(last, baseline),
-                    _farthest(study.curve, of_arm, reached),
-                )
-            )
-    return rows
-
-
-def _farthest(curve: Curve, of_arm: Sequence[Cell], reached: float) -> str | None:
-    if curve.panel is not None:
-        return None
-    along = sorted(grouped(of_arm, lambda cell: cell.regime), key=lambda one: curve.x.value(one[1][0].cfg))
-    near = [regime for regime, members in along if (validated(members) or 0.0) >= reached - NEAR]
-    return near[-1] if near else None
-
-
-def best_regime(cells: Sequence[Cell]) -> list[Cell] | None:
-    """An arm's cells in the regime of the highest accuracy on the validation part at the last step, mean over complete
-    seeds; the first of equals. None where none is complete."""
-    found = [(regime, validated(members)) for regime, members in grouped(cells, lambda cell: cell.regime)]
-    known = [(accuracy, regime) for regime, accuracy in found if accuracy is not None]
-    if not known:
-        return None
-    best = max(accuracy for accuracy, _ in known)
-    chosen = next(regime for accuracy, regime in known if accuracy == best)
-    return [cell for cell in cells if cell.regime == chosen]
-
-
-def validated(cells: Sequence[Cell]) -> float | None:
-    """Accuracy on the validation part at the last step, mean over complete runs; None where there is none on record."""
-    found = [read_summary(cell.run_dir)["validation"].get(str(cell.cfg.steps)) for cell in cells if cell.complete]
-    known = [float(value) for value in found if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _start_row(cell: Cell, start: Answers | None) -> Row:
@@ -429,50 +256,6 @@ def _start_row(cell: Cell, start: Answers | None) -> Row:
     )
 
 
-def _by_seed(cells: Sequence[Cell], which: str) -> dict[int, Answers]:
-    """Seed -> graded problems of the complete runs.
-
-    `which` is "" for the last checkpoint, ".best" for the best, which a run without validation does not have.
-    """
-    found: dict[int, Answers] = {}
-    for cell in cells:
-        if cell.complete and (which == "" or read_summary(cell.run_dir)["validation"]):
-            found[cell.seed] = read_graded(cell.evaluation.with_suffix(f"{which}.jsonl"))
-    return found
-
-
-def accuracy(by_seed: Mapping[int, Answers]) -> Estimate | None:
-    """None without a run. Raises PspoError where seeds were graded on different problems."""
-    return estimate(correct_of(by_seed.values())) if by_seed else None
-
-
-def difference(ours: Mapping[int, Answers], theirs: Mapping[int, Answers]) -> Estimate | None:
-    """Ours minus theirs on the seeds that both have; None where there is none."""
-    seeds = [seed for seed in ours if seed in theirs]
-    if not seeds:
-        return None
-    correct_2SN = correct_of([answers[seed] for answers in (ours, theirs) for seed in seeds])
-    return estimate(correct_2SN[: len(seeds)] - correct_2SN[len(seeds) :])
-
-
-def correct_of(runs: Iterable[Answers]) -> NDArray[np.float64]:
-    """Right (1) or not (0) [runs, N], columns in one order; raises PspoError where the problems are not the same."""
-    return aligned([{one: float(graded.correct) for one, graded in answers.items()} for answers in runs])
-
-
-def aligned(runs: Iterable[Mapping[str, float]]) -> NDArray[np.float64]:
-    """Values by problem [runs, N], columns in one order; raises PspoError where the problems are not the same."""
-    every = list(runs)
-    ids = list(every[0])
-    for values in every[1:]:
-        if values.keys() != every[0].keys():
-            raise PspoError(
-                f"runs of one comparison were graded on different problems ({len(ids)} and {len(values)}); "
-                "remove those that are out of date and run the study again"
-            )
-    return np.array([[values[one] for one in ids] for values in every], dtype=np.float64)
-
-
 def texts_of(graded: Sequence[Graded], cell: Cell) -> Texts | None:
     """`cell`: a run that they are of, or are before. None where nothing is graded."""
     if not graded:
@@ -494,16 +277,3 @@ def texts_of(graded: Sequence[Graded], cell: Cell) -> Texts | None:
 
 def _share(flags: Iterable[bool]) -> float:
     return float(np.mean(list(flags)))
-
-
-def metrics_of(cell: Cell) -> Metrics:
-    """Of a complete run: raises PspoError where steps are missing."""
-    return read_metrics(cell.run_dir, steps=cell.cfg.steps)
-
-
-def grouped(cells: Sequence[Cell], key: Callable[[Cell], K]) -> list[tuple[K, list[Cell]]]:
-    """The cells by key, keys in the order in which they first appear."""
-    found: dict[K, list[Cell]] = {}
-    for cell in cells:
-        found.setdefault(key(cell), []).append(cell)
-    return list(found.items())

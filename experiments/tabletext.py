@@ -27,6 +27,8 @@ R = TypeVar("R", bound=Grouped)
 class Column(Generic[R]):
     title: str
     text: Callable[[R], str]
+    wrap: bool = False
+    """Sentences, which may take several lines."""
 
 
 def level(estimate: Estimate | None) -> str:
@@ -57,11 +59,18 @@ def percent(share: float | None) -> str:
 
 
 def significant(value: float | None) -> str:
+    """Two digits, or all before the point.
+
+    >>> [significant(value) for value in (0.01634, 0.3, 12.345, 99.6, 1234.0, 0.0, None)]
+    ['0.016', '0.30', '12', '100', '1,234', '0', '-']
     """
-    >>> [significant(value) for value in (0.01634, 12.345, 0.0, None)]
-    ['0.016', '12', '0', '-']
-    """
-    return NONE if value is None else f"{value:.2g}"
+    if value is None or value == 0:
+        return NONE if value is None else "0"
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:#.2g}"
+
+
+def in_percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 def points(share: float | None) -> str:
@@ -97,16 +106,25 @@ def runs_of(done: int, planned: int) -> str:
 
 
 def markdown(chosen: Sequence[Column[R]], rows: Sequence[R], notes: Sequence[str]) -> list[str]:
-    table = [[column.title for column in chosen], ["---" for _ in chosen]]
-    table += [[column.text(row) for column in chosen] for row in rows]
+    table = [[cell(column.title) for column in chosen], ["---" for _ in chosen]]
+    table += [[cell(column.text(row)) for column in chosen] for row in rows]
     return [*(f"| {' | '.join(line)} |" for line in table), "", *notes]
+
+
+def cell(text: str) -> str:
+    r"""Of a table in Markdown.
+
+    >>> print(cell("|r - 1|"))
+    \|r - 1\|
+    """
+    return text.replace("|", r"\|")
 
 
 def tex(header: Mapping[str, str], chosen: Sequence[Column[R]], rows: Sequence[R], notes: Sequence[str]) -> str:
     """A tabular to \\input; needs the package booktabs."""
     lines = [f"% {name}: {' '.join(value.split())}" for name, value in header.items()]
     lines += [f"% {line}" for line in notes]
-    lines += [rf"\begin{{tabular}}{{{'l' * len(chosen)}}}", r"\toprule"]
+    lines += [rf"\begin{{tabular}}{{{''.join('p{6cm}' if column.wrap else 'l' for column in chosen)}}}", r"\toprule"]
     lines += [" & ".join(escape(column.title) for column in chosen) + r" \\", r"\midrule"]
     for above, row in zip([None, *rows], rows, strict=False):
         if above is not None and above.group != row.group:

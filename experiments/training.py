@@ -6,27 +6,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from records import Metrics
-from results import grouped, metrics_of
+from seeds import grouped, metrics_of, without_clamped
 from studies import Cell
 
 VALIDATION = "eval/validation_accuracy"
+OF_SAMPLES = ("ratio/abs_dev_mean", "kl/k3")
+"""Metrics that compare with the policy that sampled: of solutions there is none."""
 
 
 @dataclass(frozen=True)
 class Course:
-    """Of a method's complete runs: the mean over their seeds, of each its mean over steps where nothing else is said.
-    None: no run has it on record.
+    """Of a method's complete runs: the mean over their seeds, of each its mean over the steps with an update.
+
+    None where no run has a finite value on record. Ratio and kl are measured before each update, against the policy
+    that sampled: a single update a step has none, and SFT has None.
 
     ratio        |r - 1| (ratio/abs_dev_mean)
-    no_slope     share of tokens with an advantage from which the surrogate takes no gradient (slope/zero_share)
-    small_slope  share of those of which it passes on less than a tenth (slope/small_share)
-    kl           of a step, nats a token (kl/k3)
-    entropy      of the last step, nats a token (policy/entropy)
+    no_slope     share of tokens with an advantage from which the surrogate takes no gradient (slope/zero_share), less
+                 those whose ratio is beyond what is computed
+    small_slope  share of tokens with an advantage of which it passes on less than a tenth, or nothing
+                 (slope/small_share)
+    kl           nats a token (kl/k3)
+    entropy      of the last step that has one, nats a token (policy/entropy)
     grad_norm    before clipping (optim/grad_norm)
-    highest      the highest mean accuracy on the validation part, at step `at`; `end`: that of the last step
-    seconds      of a step, evaluations and checkpoints apart (time/step_s)
+    not_finite   steps, of all runs, in which one of these was not finite; they are in no mean
+    highest      the highest mean accuracy on the validation part, at step `at` (0: before training), the first of
+                 equals; `end`: that of the last step
+    seconds      median of the steps, evaluations and checkpoints apart (time/step_s)
     """
 
     model: str
@@ -41,6 +50,7 @@ class Course:
     kl: float | None
     entropy: float | None
     grad_norm: float | None
+    not_finite: int
     highest: float | None
     at: int | None
     end: float | None
@@ -58,33 +68,29 @@ def courses_of(cells: Sequence[Cell]) -> list[Course]:
         runs = [metrics_of(cell) for cell in members if cell.complete]
         if not runs:
             continue
+        sampled = members[0].cfg.train_on != "solutions"
+        shown = ["slope/zero_share", "slope/small_share", "policy/entropy", "optim/grad_norm"]
+        shown += OF_SAMPLES if sampled else ()
         steps = runs[0].steps.tolist()
         validated = {step: value for step in steps if (value := at(runs, step)) is not None}
         best = max(validated, key=lambda step: validated[step], default=None)
         found.append(
             Course(
                 *(model, data, regime, arm, len(runs), len(members)),
-                ratio=over_steps(runs, "ratio/abs_dev_mean"),
-                no_slope=over_steps(runs, "slope/zero_share"),
-                small_slope=over_steps(runs, "slope/small_share"),
-                kl=over_steps(runs, "kl/k3"),
-                entropy=mean([last(run, "policy/entropy") for run in runs]),
-                grad_norm=over_steps(runs, "optim/grad_norm"),
+                ratio=mean([mean(run["ratio/abs_dev_mean"]) for run in runs]) if sampled else None,
+                no_slope=mean([mean(without_clamped(run, "slope/zero_share")) for run in runs]),
+                small_slope=mean([mean(run["slope/small_share"]) for run in runs]),
+                kl=mean([mean(run["kl/k3"]) for run in runs]) if sampled else None,
+                entropy=mean([last(run["policy/entropy"]) for run in runs]),
+                grad_norm=mean([mean(run["optim/grad_norm"]) for run in runs]),
+                not_finite=sum(int(np.any([np.isinf(run[one]) for one in shown], axis=0).sum()) for run in runs),
                 highest=None if best is None else validated[best],
                 at=best,
-                end=validated.get(int(runs[0].steps[-1])),
-                seconds=over_steps(runs, "time/step_s"),
+                end=validated.get(steps[-1]),
+                seconds=mean([median(run["time/step_s"]) for run in runs]),
             )
         )
     return found
-
-
-def over_steps(runs: Sequence[Metrics], metric: str) -> float | None:
-    return mean([mean(run[metric].tolist()) for run in runs])
-
-
-def last(run: Metrics, metric: str) -> float | None:
-    return float(run[metric][-1]) if len(run.steps) else None
 
 
 def at(runs: Sequence[Metrics], step: int) -> float | None:
@@ -93,11 +99,26 @@ def at(runs: Sequence[Metrics], step: int) -> float | None:
     return float(np.mean(values)) if len(values) == len(runs) and np.isfinite(values).all() else None
 
 
-def mean(values: Sequence[float | None]) -> float | None:
+def mean(values: NDArray[np.float64] | Sequence[float | None]) -> float | None:
     """Of those that are there and finite.
 
     >>> mean([1.0, None, float("inf"), 2.0]), mean([])
     (1.5, None)
     """
-    known = [value for value in values if value is not None and np.isfinite(value)]
-    return float(np.mean(known)) if known else None
+    known = finite(values)
+    return float(known.mean()) if len(known) else None
+
+
+def median(values: NDArray[np.float64]) -> float | None:
+    known = finite(values)
+    return float(np.median(known)) if len(known) else None
+
+
+def last(values: NDArray[np.float64]) -> float | None:
+    known = finite(values)
+    return float(known[-1]) if len(known) else None
+
+
+def finite(values: NDArray[np.float64] | Sequence[float | None]) -> NDArray[np.float64]:
+    found = np.array(values, dtype=np.float64)  # None: NaN
+    return found[np.isfinite(found)]

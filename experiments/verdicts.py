@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from bests import best_regime
 from claims import (
     AllEqual,
     AsPublished,
@@ -39,9 +40,9 @@ from claims import (
     load_claims,
 )
 from pspo.intervals import LEVEL, Bounds, student_t
-from published import Published, all_published
+from published import Published, all_published, beside
 from records import Graded, read_graded
-from results import best_regime, correct_of, grouped, metrics_of
+from seeds import correct_of, grouped, metrics_of, without_clamped
 from significance import detectable
 from studies import Cell, Study
 
@@ -291,16 +292,12 @@ def differing(both: Sequence[tuple[Cell, Cell]]) -> tuple[int, int]:
 
 def at_most(test: Metric, where: str, cells: Sequence[Cell], _level: float) -> Finding:
     complete = [cell for cell in cells if cell.complete]
-    # Ratios beyond what is computed have no slope either, which is ours and not the surrogate's.
-    ours = "ratio/clamped_share" if test.metric == "slope/zero_share" else ""
-    values = np.concatenate(
-        [[], *(found[test.metric] - np.nan_to_num(found[ours], posinf=0.0) for found in map(metrics_of, complete))]
-    )
+    values = np.concatenate([[], *(without_clamped(metrics_of(cell), test.metric) for cell in complete)])
     values = values[~np.isnan(values)]
     if not len(values):
         return Finding(where, "not run", planned=len(cells))
     known = values[np.isfinite(values)]
-    worst = float(known.max(initial=0.0))
+    worst = float(known.max()) if len(known) else 0.0
     outcome: Outcome = "reproduced" if worst <= test.at_most and len(known) == len(values) else "not reproduced"
     missing = f", not finite in {len(values) - len(known)}" if len(known) < len(values) else ""
     note = f"{test.metric} at most {worst:g} in {len(values)} steps{missing}"
@@ -326,12 +323,10 @@ def larger_lead(test: LargerLead, cells: Sequence[Cell], where: str, level: floa
 
 
 def published_lines(test: AsPublished, cells: Sequence[Cell]) -> Iterator[Callable[[float], Finding]]:
-    """A line for each known figure: of the runs of that model and arm, those trained on what its source says. Where it
-    does not say, those trained on the benchmark itself."""
+    """A line for each known figure, with the runs that stand beside it."""
+    arms = {cell.arm: cell.arm for cell in cells}  # named as the paper's methods
     for figure in all_published():
-        trained_on = figure.trained_on or figure.benchmark
-        mine = [cell for cell in cells if (cell.model, cell.arm, cell.data) == (figure.model, figure.arm, trained_on)]
-        yield partial(as_published, test, figure, mine)
+        yield partial(as_published, test, figure, beside(figure, cells, arms))
 
 
 def as_published(test: AsPublished, figure: Published, cells: Sequence[Cell], level: float) -> Finding:

@@ -12,11 +12,11 @@ from written_runs import write_run
 
 import curves
 import figures
+from asked import Asked
 from pspo.config import StudyConfig
 from pspo.intervals import Estimate
 from pspo.metrics import RATIO_EDGES
 from records import Metrics, read_metrics
-from results import Asked
 from studies import Cell, load_study
 
 

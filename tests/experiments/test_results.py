@@ -7,22 +7,25 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from written_runs import STEPS, TERSE, write_graded, write_run
 
+import columns
 import page
 import tables
+import tabletext
+from asked import Asked, asked_of
 from benchmarking import benchmark_tasks
 from claims import load_claims
 from pspo.config import StudyConfig
 from pspo.errors import PspoError
 from pspo.intervals import Estimate, wilson
 from published import all_published, published_for
-from results import Asked, Row, asked_of, besides_of, rows_of
-from studies import Cell, load_study
+from results import Row, besides_of, rows_of
+from studies import Cell, cells_of, load_study
 from verdicts import Finding, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +66,7 @@ def test_rows_by_hand(smoke: tuple[StudyConfig, list[Cell]]) -> None:
     # Seeds .75 and 1: mean .875, s = .176777, t(.975, 1) = 12.7062: +- 1.588276
     assert pspo.last.over_seeds == pytest.approx((-0.713276, 2.463276), abs=1e-5)
     assert (pspo.best.value, pspo.texts.steps, pspo.texts.arithmetic) == (1.0, 1.0, 1.0)
+    assert (before.texts.right_steps, pspo.texts.right_steps) == (None, 0.875)
     # Paired: seed 0 has +1, -1 and +1, +1/4 in the mean; seed 1 has +1/4: no spread over seeds, mean 1/4.
     assert pspo.difference is not None and pspo.gain is not None
     assert pspo.difference.value == pytest.approx(0.25)
@@ -82,8 +86,8 @@ def test_a_run_without_done_does_not_count_and_is_told(smoke: tuple[StudyConfig,
     assert pspo.last is not None and pspo.difference is not None
     assert (pspo.done, pspo.planned, pspo.last.value) == (1, 2, 0.75)
     assert pspo.difference.seeds == 1  # paired with the baseline's seed 0 alone
-    assert tables.runs(pspo) == "1 of 2, incomplete"
-    assert "[one seed]" in tables.level(pspo.last)
+    assert columns.runs(pspo) == "1 of 2, incomplete"
+    assert "[one seed]" in tabletext.level(pspo.last)
 
 
 def test_nothing_run_yet_is_a_table_that_says_so(smoke: tuple[StudyConfig, list[Cell]]) -> None:
@@ -122,6 +126,10 @@ def test_the_four_tables_say_the_same(smoke: tuple[StudyConfig, list[Cell]]) -> 
 
     lines = [line for line in printed.splitlines() if line.startswith("|")]
     assert len(lines) == 2 + 3 + 2 + 1 + 2 + 2 + 2 + 1  # results, comparisons, training, cost
+    for first, last in ((0, 5), (5, 8), (8, 12), (12, 15)):
+        assert len({line.replace(r"\|", "").count("|") for line in lines[first:last]}) == 1
+    titles = [line for line in printed.splitlines() if line.startswith("## ")]
+    assert titles == ["## Told apart?", "## What training was like", "## What it takes"]
     assert "| - | before RL (the warm start) | 25.0 [4.6, 69.9] |" in lines[2]
     assert "| gentle | pspo | 87.5 [-71.3, 246.3] / " in lines[4] and "+25.0 [no spread] / " in lines[4]
 
@@ -166,35 +174,53 @@ def test_published_figures_stand_beside_ours_only_where_they_are_known() -> None
     place = ("qwen2_math_1_5b", "gsm8k", "released")
     known = Row(*place, "pspo", 0, 3, 0, *[None] * 6, published_for("qwen2_math_1_5b", "gsm8k", "pspo"))
     unknown = Row(*place, "sigmoid", 0, 3, 0, *[None] * 6, ())
-    assert tables.published(known) == "79.9 (v2, trained on unknown)"
-    assert tables.published(unknown) == "unknown"
-    assert [c.title for c in tables.columns([known], "no_clip", True)][-1] == "published, %"
-    assert "published, %" not in [c.title for c in tables.columns([known], "no_clip", False)]
+    assert columns.published(known) == "79.9 (v2, trained on unknown)"
+    assert columns.published(unknown) == "unknown"
+    assert [c.title for c in columns.result_columns([known], "no_clip", True)][-1] == "published, %"
+    assert "published, %" not in [c.title for c in columns.result_columns([known], "no_clip", False)]
+
+
+@pytest.fixture
+def released(study_config: Callable[..., StudyConfig]) -> tuple[StudyConfig, list[Cell]]:
+    """The study of the released code at the paper's scale: clip stands in it twice."""
+    cfg = study_config("study=released", "scale=paper")
+    return cfg, cells_of(load_study("released"), cfg)
 
 
 def test_a_published_figure_stands_beside_the_runs_of_its_model_method_and_data(
-    paper: tuple[StudyConfig, list[Cell]],
+    released: tuple[StudyConfig, list[Cell]],
 ) -> None:
     """Ours 50 and 75%, theirs 17.6%."""
-    cfg, cells = paper
-    mine = [c for c in cells if (c.model, c.arm, c.data) == ("qwen2_5_0_5b", "clip", "gsm8k")]
-    try:
-        for cell, correct in zip(mine[:2], ([True, False, True, False], [True, True, True, False]), strict=True):
-            write_run(cell, correct)
-        rows = besides_of(load_study("main"), cells, cfg)
-    finally:
-        for cell in mine[:2]:
-            shutil.rmtree(cell.run_dir)  # others have these cells too
-    assert len(rows) == len(all_published()) and all(row.planned for row in rows)
+    cfg, cells = released
+    mine = [c for c in cells if (c.model, c.arm, c.data) == ("qwen2_5_0_5b", "clip as it runs", "gsm8k")]
+    for cell, correct in zip(mine[:2], ([True, False, True, False], [True, True, True, False]), strict=True):
+        write_run(cell, correct)
+    rows = besides_of(load_study("released"), cells, cfg)
+    of_small = [(row.figure.accuracy, row.arm) for row in rows if row.figure.model == "qwen2_5_0_5b"]
+    assert of_small == [(39.7, "pspo"), (17.6, "clip as written"), (17.6, "clip as it runs")]
     [row] = [row for row in rows if row.done]
-    assert (row.figure.accuracy, row.arm, row.done, row.planned) == (17.6, "clip", 2, len(mine))
+    assert (row.figure.accuracy, row.arm, row.done, row.planned) == (17.6, "clip as it runs", 2, len(mine))
     assert row.ours is not None and row.difference is not None and row.ours.value == 0.625
     assert row.difference.value == pytest.approx(0.625 - 0.176)
     assert row.difference.over_seeds == pytest.approx([bound - 0.176 for bound in row.ours.over_seeds or ()])
-    texts = {column.title: column.text(row) for column in tables.BESIDE_COLUMNS}
-    assert texts["difference, points"].startswith("+44.9 [") and texts["runs"] == "2 of 5, incomplete"
-    assert "epsilon = 0" in texts["protocol"]
-    assert tables.flat_beside(row)["ours"] == 0.625
+    texts = {column.title: column.text(row) for column in columns.BESIDE_COLUMNS}
+    assert texts["difference, points"].startswith("+44.9 [")
+    assert texts["runs"] == f"2 of {len(mine)}, incomplete"
+    assert "epsilon 0 and learning rate 5e-7 as it runs" in texts["protocol of theirs"]
+    assert "epsilon_low 0.0" in texts["of ours"] and "reading last_number" in texts["of ours"]
+    flat = tables.flat_beside(row)
+    assert (flat["theirs"], flat["ours"]) == (pytest.approx(0.176), 0.625)
+    assert (flat["arm"], flat["method"]) == ("clip as it runs", "clip")
+
+    printed = page.rebuild(load_study("released"), cells, cfg)
+    html = (Path(cfg.results) / "released/report.html").read_text()
+    assert "## Figures that the paper publishes" in printed and "Which version of the code made these" in printed
+    assert '<h2 id="published">' in html and "+44.9 [" in html and "not to be compared" not in html
+    assert "p{6cm}" in (Path(cfg.results) / "released/table_published.tex").read_text()
+
+
+def test_no_published_figure_stands_beside_runs_of_the_small_world(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    assert besides_of(STUDY, smoke[1], smoke[0]) == []
 
 
 def test_a_report_needs_no_torch(smoke: tuple[StudyConfig, list[Cell]]) -> None:
@@ -222,7 +248,7 @@ def test_a_report_needs_no_torch(smoke: tuple[StudyConfig, list[Cell]]) -> None:
     [(None, "-"), (Estimate(-0.021, (-0.05, 0.008), (-0.04, 0.0), 3, 9), "-2.1 [-5.0, +0.8] / [-4.0, +0.0]")],
 )
 def test_changes_carry_their_sign(estimate: Estimate | None, text: str) -> None:
-    assert tables.change(estimate) == text
+    assert tabletext.change(estimate) == text
 
 
 def write_drawn(path: Path, right: Sequence[Sequence[bool]]) -> None:
@@ -269,7 +295,9 @@ def test_sampled_evaluations_by_hand_and_the_best_of_a_run_whose_last_is_best(
     assert pspo.majority.value == pytest.approx((1 + 1 / 4) / 2)
     # Of the first seed the best checkpoint, of the second the last, which is its best: all of 1, and 0.375.
     assert best.accuracy.value == pytest.approx((1 + 0.375) / 2)
-    table = "\n".join(tables.markdown(tables.asked_columns(list(rows.values()), "no_clip"), list(rows.values()), []))
+    table = "\n".join(
+        tabletext.markdown(columns.asked_columns(list(rows.values()), "no_clip"), list(rows.values()), [])
+    )
     assert "| pass@4, % |" in table and "100.0 [" in table
 
 
@@ -294,10 +322,10 @@ def made_up(folder: Path) -> Iterator[Path]:
     yield from (folder / "table_main.tex", folder / "table_comparisons.tex")
     [first, *_] = load_claims().claims
     finding = Finding("50% & more_of #1 {x} ~^\\ <|>", "underpowered", 1.0, (-2.0, 4.0), 2, 3)
-    lines = tables.verdict_lines([Verdict(first, "underpowered", (finding, finding), "2026-11-28")])
-    (folder / "verdicts.tex").write_text(tables.tex({}, tables.VERDICT_COLUMNS, lines, ["a note"]))
+    lines = columns.verdict_lines([Verdict(first, "underpowered", (finding, finding), "2026-11-28")])
+    (folder / "verdicts.tex").write_text(tabletext.tex({}, columns.VERDICT_COLUMNS, lines, ["a note"]))
     estimate = Estimate(0.5, None, (0.4, 0.6), 1, 9)
     place = ("m", "d", "r", "a", "b", "last", 0.2, 1, 2, 9, 16)
     asked = Asked(*place, estimate, None, {1: 0.5, 16: 0.9}, estimate, estimate, estimate)
-    (folder / "asked.tex").write_text(tables.tex({}, tables.asked_columns([asked], "no_clip"), [asked], []))
+    (folder / "asked.tex").write_text(tabletext.tex({}, columns.asked_columns([asked], "no_clip"), [asked], []))
     yield from (folder / "verdicts.tex", folder / "asked.tex")

@@ -13,10 +13,11 @@ from written_runs import STEPS, TERSE, write_graded, write_run
 import claims
 import verdictfiles
 import verdicts
+from bests import bests_of
 from claims import AllEqual, Claim, Claims, Equal, Greater, Identical, Metric, NoGain, NoneGreater, Test, load_claims
 from pspo.config import StudyConfig
 from pspo.errors import ConfigError
-from results import bests_of, pairs_of
+from results import pairs_of
 from studies import STUDIES, Cell, cells_of, load_study
 from verdicts import Finding, overall
 
@@ -110,6 +111,27 @@ def test_a_metric_is_looked_at_in_every_step(
     for most, outcome in ((0.2, "reproduced"), (0.15, "not reproduced")):
         [verdict] = judged(monkeypatch, cells, Metric("metric", "pspo", "reward/mean", most))
         assert verdict.outcome == outcome and verdict.findings[0].note == "reward/mean at most 0.2 in 4 steps"
+
+
+def test_a_step_that_is_not_finite_breaks_a_bound_and_what_is_not_computed_does_not(
+    smoke: tuple[StudyConfig, list[Cell]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = smoke[1]
+    fill(cells, pspo=(9, 9))
+    claim = Metric("metric", "pspo", "slope/zero_share", 0.0)
+    [verdict] = judged(monkeypatch, cells, claim)
+    assert verdict.outcome == "not run"  # none has it on record
+    runs = [cell.run_dir / "metrics.jsonl" for cell in cells if cell.arm == "pspo"]
+    clamped = {"slope/zero_share": 0.25, "ratio/clamped_share": 0.25}
+    for path in runs:
+        path.write_text("".join(json.dumps({"step": k} | (clamped if k else {})) + "\n" for k in range(3)))
+    [verdict] = judged(monkeypatch, cells, claim)
+    assert verdict.outcome == "reproduced"
+    assert verdict.findings[0].note == "slope/zero_share at most 0 in 4 steps"
+    runs[0].write_text(runs[0].read_text().replace("0.25", "null", 1))
+    [verdict] = judged(monkeypatch, cells, claim)
+    assert verdict.outcome == "not reproduced"
+    assert verdict.findings[0].note == "slope/zero_share at most 0 in 4 steps, not finite in 1"
 
 
 def test_gains_are_over_the_starting_policy_and_each_arm_is_a_line(
