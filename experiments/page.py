@@ -25,6 +25,7 @@ from bests import bests_of
 from columns import found
 from cost import costs_of
 from figures import Figure
+from meanwhile import Meanwhile
 from pspo.config import StudyConfig
 from pspo.config.schema import WordProblems
 from pspo.data.wordproblems import examples
@@ -47,6 +48,8 @@ SAMPLES = {"told apart": 24, "all wrong": 8, "all right": 8}
 """Problems shown for each regime: those that methods differ on first."""
 SHOWN = ("main", "bests", "comparisons", "benchmarks", "training")
 """The tables in the middle of the report; verdicts are before, published figures and the cost behind them."""
+MANY = 20
+"""Runs from which on drawing and counting are worth a process each."""
 BADGES = {"reproduced": "yes", "not reproduced": "no", "underpowered": "open", "not run": "open"}
 
 
@@ -67,7 +70,15 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     Runs that end while it is at work are not in it.
     """
     cells = [replace(cell, finished=cell.complete) for cell in cells]
+    with Meanwhile(2 if sum(cell.complete for cell in cells) >= MANY else 0) as meanwhile:
+        return _rebuild(study, cells, cfg, meanwhile)
+
+
+def _rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig, meanwhile: Meanwhile) -> str:
     folder = Path(cfg.results) / cfg.study
+    drawings = folder / "figures"
+    curves_of_training = meanwhile.start(figures.draw, drawings, cells, list(study.arms))
+    costs = meanwhile.start(costs_of, study, cells, cfg)
     header, paper = header_of(study, cells, cfg), cfg.scale == "paper"
     made = tables.Contents(
         rows=rows_of(study, cells, cfg),
@@ -77,7 +88,7 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
         courses=courses_of(cells),
         besides=besides_of(study, cells, cfg),
         verdicts=verdicts_of(cfg.study, cfg.scale, study, cells),
-        costs=costs_of(study, cells, cfg),
+        costs=costs(),
         baseline=study.baseline,
         paper=paper,
         benchmarks=bool(study.scales[cfg.scale].benchmarks),
@@ -88,11 +99,10 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     path = tables.write(folder, header, list(parts.values()), study.baseline)
     origin = {name: header[name] for name in ("date", "command", "commit", "machine")}
     write_whole(folder / verdictfiles.name_of(cfg.scale), verdictfiles.to_json(made.verdicts, cfg.scale, origin))
-    drawings = folder / "figures"
     drawn = [
         *(Figure(one, CURVE) for one in curves.draw(drawings, study, cells, made.rows)),
         *curves.draw_by_temperature(drawings, study, made.asked),
-        *figures.draw(drawings, cells, list(study.arms)),
+        *curves_of_training(),
     ]
     figures.remove_others(drawings, drawn)
     theory = Path(cfg.results) / "theory"
