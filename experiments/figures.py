@@ -6,7 +6,7 @@ style in print.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -95,34 +95,36 @@ Place = list[tuple[str, list[tuple[str, Runs]]]]
 """Of a model and data set: regime -> arm -> the metrics of its seeds."""
 
 
-def draw(folder: Path, cells: Sequence[Cell], arms: Sequence[str]) -> list[Figure]:
-    """Every figure of the complete runs, into a folder. None where no run is complete."""
+def draw(folder: Path, cells: Sequence[Cell], arms: Sequence[str], share: tuple[int, int] = (0, 1)) -> list[Figure]:
+    """The figures of the complete runs, into a folder; none where no run is complete. `share` (k, n): those numbered k,
+    k + n, ..., so that n processes draw all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     complete = [cell for cell in cells if cell.complete]
     metrics = {cell.index: metrics_of(cell) for cell in complete}
-    found: list[Figure] = []
     several = len({(cell.model, cell.data) for cell in cells}) > 1
+    wanted: list[tuple[str, str, Callable[[], Drawing]]] = []
     for (model, data), of_place in grouped(complete, lambda cell: (cell.model, cell.data)):
         place: Place = [
             (regime, [(arm, [metrics[cell.index] for cell in runs]) for arm, runs in grouped(here, lambda c: c.arm)])
             for regime, here in grouped(of_place, lambda cell: cell.regime)
         ]
         where, suffix = (f"{model}, {data}: ", f"_{model}_{data}") if several else ("", "")
-        for curve in CURVES:
-            drawing = by_regime(place, partial(over_steps, curve, arms))
-            found.append(Figure(save(drawing, folder / f"{curve.name}{suffix}"), where + curve.caption))
-        for curve in AGAINST:
-            drawing = by_regime(place, partial(against, curve, arms))
-            caption = f"{where}Reward against {curve.label}: the way of training, mean over seeds; a dot is its end."
-            found.append(Figure(save(drawing, folder / f"reward_against_{curve.name}{suffix}"), caption))
-        caption = (
-            f"{where}Shares of completion tokens by their ratio, all updates of a step, mean over seeds; white: none."
-        )
-        found.append(Figure(save(distributions(place), folder / f"ratio_distribution{suffix}"), caption))
-        caption = f"{where}Time of a step by phase, median over steps, mean over seeds. Runs may share a machine."
-        widest = 0.25 + 0.08 * max(len(arm) for arm in arms)
-        found.append(Figure(save(by_regime(place, phases, left=widest), folder / f"time{suffix}"), caption))
-    return found
+        wanted += [(f"{name}{suffix}", where + caption, drawn) for name, caption, drawn in of_training(place, arms)]
+    k, n = share
+    return [Figure(save(drawn(), folder / name), caption) for name, caption, drawn in wanted[k::n]]
+
+
+def of_training(place: Place, arms: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Drawing]]]:
+    """Name, caption, and what draws it, of every figure of a model and data set."""
+    for curve in CURVES:
+        yield curve.name, curve.caption, partial(by_regime, place, partial(over_steps, curve, arms))
+    for curve in AGAINST:
+        caption = f"Reward against {curve.label}: the way of training, mean over seeds; a dot is its end."
+        yield f"reward_against_{curve.name}", caption, partial(by_regime, place, partial(against, curve, arms))
+    caption = "Shares of completion tokens by their ratio, all updates of a step, mean over seeds; white: none."
+    yield "ratio_distribution", caption, partial(distributions, place)
+    caption = "Time of a step by phase, median over steps, mean over seeds. Runs may share a machine."
+    yield "time", caption, partial(by_regime, place, phases, left=0.25 + 0.08 * max(len(arm) for arm in arms))
 
 
 def save(drawing: Drawing, path: Path) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +71,14 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     Runs that end while it is at work are not in it.
     """
     cells = [replace(cell, finished=cell.complete) for cell in cells]
-    with Meanwhile(2 if sum(cell.complete for cell in cells) >= MANY else 0) as meanwhile:
+    with Meanwhile(3 if sum(cell.complete for cell in cells) >= MANY else 0) as meanwhile:
         return _rebuild(study, cells, cfg, meanwhile)
 
 
 def _rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig, meanwhile: Meanwhile) -> str:
     folder = Path(cfg.results) / cfg.study
     drawings = folder / "figures"
-    curves_of_training = meanwhile.start(figures.draw, drawings, cells, list(study.arms))
+    shares = [meanwhile.start(figures.draw, drawings, cells, list(study.arms), (k, 2)) for k in range(2)]
     costs = meanwhile.start(costs_of, study, cells, cfg)
     header, paper = header_of(study, cells, cfg), cfg.scale == "paper"
     made = tables.Contents(
@@ -102,7 +103,7 @@ def _rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig, meanwhile: M
     drawn = [
         *(Figure(one, CURVE) for one in curves.draw(drawings, study, cells, made.rows)),
         *curves.draw_by_temperature(drawings, study, made.asked),
-        *curves_of_training(),
+        *(one for two in zip_longest(*(share() for share in shares)) for one in two if one is not None),
     ]
     figures.remove_others(drawings, drawn)
     theory = Path(cfg.results) / "theory"
