@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarking import evaluated
+from complete import aligned, grouped
 from pspo.config import StudyConfig
 from pspo.intervals import Estimate, estimate
 from records import Drawn, read_drawn
-from seeds import aligned, grouped
 from studies import Cell, Study
 
 

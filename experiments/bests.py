@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from complete import by_seed, correct_of, difference, grouped
 from pspo.intervals import Estimate, estimate
 from records import read_summary
-from seeds import by_seed, correct_of, difference, grouped
 from studies import Cell, Curve, Study
 
 

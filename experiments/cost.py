@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarking import evaluations_of
+from complete import grouped, metrics_of
 from pspo.config import StudyConfig
 from pspo.config.programs import TrainConfig
 from pspo.config.schema import Data, WordProblems
-from seeds import grouped, metrics_of
 from studies import Cell, Study, cells_of
 
 CLOCKS = ("time/step_s", "time/eval_s", "time/save_s")

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asked import Asked
+from complete import grouped
 from figures import COLOURS, DASHES, Figure, Room, grid, legend, plt, save
 from pspo.intervals import Estimate
 from records import read_graded
 from results import Row
-from seeds import grouped
 from studies import Cell, Curve, Study
 
 if TYPE_CHECKING:

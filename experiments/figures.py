@@ -21,9 +21,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
+from complete import grouped, metrics_of
 from pspo.metrics import RATIO_EDGES
 from records import Metrics
-from seeds import grouped, metrics_of
 from studies import Cell
 
 if TYPE_CHECKING:

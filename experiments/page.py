@@ -24,6 +24,7 @@ import verdictfiles
 from asked import asked_of
 from bests import bests_of
 from columns import found
+from complete import grouped
 from cost import costs_of
 from figures import Figure
 from meanwhile import Meanwhile
@@ -35,7 +36,6 @@ from pspo.provenance import provenance
 from published import all_published
 from records import Graded, read_graded, read_summary
 from results import besides_of, comparisons_of, rows_of
-from seeds import grouped
 from settings import settings_of
 from slurm import arguments_of
 from studies import Cell, Study

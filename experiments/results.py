@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from complete import Answers, accuracy, by_seed, correct_of, difference, grouped
 from pspo.config import StudyConfig
 from pspo.config.schema import Reward, Surrogate, WordProblems
 from pspo.data.wordproblems import arithmetic_holds, equations, style_of
 from pspo.intervals import Bounds, Estimate, estimate, wilson
 from published import Published, all_published, beside, published_for
 from records import NOT_GRADED, Graded, read_graded
-from seeds import Answers, accuracy, by_seed, correct_of, difference, grouped
 from significance import LEVEL, Tests, corrected, detectable, interquartile_mean, paired
 from studies import Cell, Study
 

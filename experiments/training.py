@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from complete import grouped, metrics_of, without_clamped
 from records import Metrics
-from seeds import grouped, metrics_of, without_clamped
 from studies import Cell
 
 VALIDATION = "eval/validation_accuracy"

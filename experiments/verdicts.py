@@ -39,10 +39,10 @@ from claims import (
     compares,
     load_claims,
 )
+from complete import correct_of, grouped, metrics_of, without_clamped
 from pspo.intervals import LEVEL, Bounds, student_t
 from published import Published, all_published, beside
 from records import Graded, read_graded
-from seeds import correct_of, grouped, metrics_of, without_clamped
 from significance import detectable
 from studies import Cell, Study
 
