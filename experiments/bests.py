@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from statistics import fmean
 
 from complete import by_seed, correct_of, difference, grouped
 from pspo.intervals import Estimate, estimate
@@ -95,4 +94,4 @@ def validated(cells: Sequence[Cell]) -> float | None:
     """Accuracy on the validation part at the last step, mean over complete runs; None where there is none on record."""
     found = [read_summary(cell.run_dir)["validation"].get(str(cell.cfg.steps)) for cell in cells if cell.complete]
     known = [float(value) for value in found if value is not None]
-    return float(np.mean(known)) if known else None
+    return fmean(known) if known else None

@@ -184,9 +184,10 @@ COURSE_LEGEND = [
     "What training was like: means over the steps with an update, then over seeds. |r - 1|, how far a token's ratio "
     "is from 1, and KL are measured before each update: where a batch has a single one they are 0. Without slope: "
     "share of tokens with an advantage from which the surrogate takes no gradient. Slope < 0.1 A: of which it passes "
-    "on less than a tenth, those without slope included. Gradient norm: before clipping. Highest validation: of the "
-    "mean over seeds; step 0 is before training. Seconds: median of the steps, without validation and checkpoint; "
-    "runs may share a machine. Of SFT the tokens are those of solutions, which no policy has sampled.",
+    "on less than a tenth, those without slope included. Gradient norm: before clipping. Steps not finite: of all "
+    "runs; such values are in no mean. Highest validation: of the mean over seeds; step 0 is before training. "
+    "Seconds: median of the steps, without validation and checkpoint; runs may share a machine. Of SFT the tokens are "
+    "those of solutions, which no policy has sampled.",
 ]
 
 

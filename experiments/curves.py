@@ -37,7 +37,7 @@ def draw(folder: Path, study: Study, cells: Sequence[Cell], rows: Sequence[Row])
             panel.set_title(title)
         axes[0][0].set_ylabel("test accuracy, T=0 (%)")
         legend(figure, axes[0], loc="outside lower center", ncols=3)
-        suffix = "" if len({(cell.model, cell.data) for cell in cells}) == 1 else f"_{model}_{data}"
+        suffix = "" if len({(cell.model, cell.data) for cell in cells}) == 1 else f"~{model}~{data}"
         written.append(save(figure, folder / f"accuracy{suffix}"))
     return written
 
@@ -72,7 +72,7 @@ def draw_by_temperature(folder: Path, study: Study, asked: Sequence[Asked]) -> l
                 panel.set(xlabel="temperature", ylabel=label)
                 panel.set_title(regime, y=1.0)
         legend(drawing, axes.flat, loc="lower center", ncols=4)
-        path = save(drawing, folder / f"temperature_{model}_{data}_{benchmark}")
+        path = save(drawing, folder / f"temperature~{model}~{data}~{benchmark}")
         caption = f"{model}, trained on {data}, asked {benchmark}: means over seeds with 95% intervals over seeds."
         written.append(Figure(path, caption))
     return written

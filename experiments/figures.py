@@ -6,6 +6,7 @@ style in print.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -108,7 +109,7 @@ def draw(folder: Path, cells: Sequence[Cell], arms: Sequence[str], share: tuple[
             (regime, [(arm, [metrics[cell.index] for cell in runs]) for arm, runs in grouped(here, lambda c: c.arm)])
             for regime, here in grouped(of_place, lambda cell: cell.regime)
         ]
-        where, suffix = (f"{model}, {data}: ", f"_{model}_{data}") if several else ("", "")
+        where, suffix = (f"{model}, {data}: ", f"~{model}~{data}") if several else ("", "")
         wanted += [(f"{name}{suffix}", where + caption, drawn) for name, caption, drawn in of_training(place, arms)]
     k, n = share
     return [Figure(save(drawn(), folder / name), caption) for name, caption, drawn in wanted[k::n]]
@@ -133,9 +134,10 @@ def save(drawing: Drawing, path: Path) -> Path:
         drawing.draw_without_rendering()
         drawing.set_layout_engine("none")  # once for both
     for ending in ("png", "svg"):
-        target, aside = (path.with_name(f"{name}.{ending}") for name in (path.name, f".{path.name}"))
+        target = path.with_name(f"{path.name}.{ending}")
+        aside = path.with_name(f".{path.name}.{ending}.{os.getpid()}")
         try:
-            drawing.savefig(aside, dpi=120, metadata={"Date": None} if ending == "svg" else None)
+            drawing.savefig(aside, format=ending, dpi=120, metadata={"Date": None} if ending == "svg" else None)
             aside.replace(target)
         except OSError as error:
             error.filename = str(target)  # a disk that is full does not say

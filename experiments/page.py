@@ -71,7 +71,7 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
     Runs that end while it is at work are not in it.
     """
     cells = [replace(cell, finished=cell.complete) for cell in cells]
-    with Meanwhile(3 if sum(cell.complete for cell in cells) >= MANY else 0) as meanwhile:
+    with Meanwhile(apart=sum(cell.complete for cell in cells) >= MANY) as meanwhile:
         return _rebuild(study, cells, cfg, meanwhile)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
+from pspo.config.schema import FORBID, Text
 from pspo.errors import PspoError
 from studies import Cell
 
@@ -19,14 +21,15 @@ PUBLISHED = Path(__file__).resolve().parent / "published.yaml"
 class Published:
     """A figure of the paper, in percent, with where it stands. `trained_on` None: its source does not say."""
 
-    version: str
-    model: str
-    trained_on: str | None
-    arm: str
-    benchmark: str
-    accuracy: float
-    source: str
-    protocol: str
+    __pydantic_config__ = FORBID
+    version: Literal["v1", "v2"]
+    model: Text
+    trained_on: Text | None
+    arm: Literal["no_clip", "clip", "sigmoid", "pspo"]
+    benchmark: Text
+    accuracy: Annotated[float, Field(strict=True, gt=1, lt=100)]
+    source: Text
+    protocol: Text
     """What is known of how it came about."""
 
 
@@ -34,7 +37,11 @@ def all_published() -> list[Published]:
     """Raises PspoError for a file that does not fit."""
     try:
         entries = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))
-        return TypeAdapter(list[Published]).validate_python(entries)
+        found = TypeAdapter(list[Published]).validate_python(entries)
+        keys = [(one.version, one.model, one.trained_on, one.arm, one.benchmark) for one in found]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise ValueError(f"{twice} stands there twice")
+        return found
     except (yaml.YAMLError, ValueError) as error:
         raise PspoError(f"{PUBLISHED}: {' '.join(str(error).split())}") from error
 

@@ -153,8 +153,12 @@ def read_metrics(run_dir: Path, steps: int | None = None) -> Metrics:
     """
     path = run_dir / "metrics.jsonl"
     found = _read_metrics(path, version_of(path))
-    if steps is not None and (missing := set(range(steps + 1)) - set(found.steps.tolist())):
-        raise PspoError(f"{path}: step {min(missing)} is missing though the run is marked complete")
+    if steps is not None:
+        planned, there = set(range(steps + 1)), set(found.steps.tolist())
+        if missing := planned - there:
+            raise PspoError(f"{path}: step {min(missing)} is missing though the run is marked complete")
+        if others := there - planned:
+            raise PspoError(f"{path}: step {min(others)} in a run of {steps} steps")
     return found
 
 
@@ -163,12 +167,13 @@ def _read_metrics(path: Path, _version: Version) -> Metrics:
     by_step: dict[int, dict[str, float]] = {}
     for number, line in enumerate(read_jsonl(path), start=1):
         try:
-            by_step[int(line["step"])] = {name: finite(value) for name, value in line.items()}
+            step = line["step"]
+            if type(step) is not int or not 0 <= step < 2**63:
+                raise ValueError(f"step {step!r}")
+            by_step[step] = {name: finite(value) for name, value in line.items()}
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PspoError(f"{path}, line {number}: not the metrics of a step ({error})") from error
     steps = sorted(by_step)
-    if steps and not -(2**63) <= steps[0] <= steps[-1] < 2**63:
-        raise PspoError(f"{path}: no step has the number {max(steps, key=abs)}")
     names = dict.fromkeys(name for step in steps for name in by_step[step])
     columns = {name: np.array([by_step[step].get(name, math.nan) for step in steps]) for name in names}
     return Metrics(np.array(steps, dtype=np.int64), columns)
@@ -198,7 +203,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Raises PspoError naming the file where it is missing, or holds something else than an object."""
     try:
         found = json.loads(_text(path))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise PspoError(f"{path}: not JSON ({error})") from error
     if not isinstance(found, dict):
         raise PspoError(f"{path}: not a JSON object")
@@ -211,7 +216,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(_text(path).splitlines(), start=1):
         try:
             found.append(json.loads(line))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # not JSON, a number too long to be read, brackets without end
             raise PspoError(f"{path}, line {number}: not JSON ({error})") from error
     return found
 

@@ -61,12 +61,14 @@ def percent(share: float | None) -> str:
 def significant(value: float | None) -> str:
     """Two digits, or all before the point.
 
-    >>> [significant(value) for value in (0.01634, 0.3, 12.345, 99.6, 1234.0, 0.0, None)]
-    ['0.016', '0.30', '12', '100', '1,234', '0', '-']
+    >>> [significant(value) for value in (0.01634, 0.3, 9.96, 12.345, 99.6, 1234.0, 1.2e9, 0.0, None)]
+    ['0.016', '0.30', '10', '12', '100', '1,234', '1.2e+09', '0', '-']
     """
-    if value is None or value == 0:
-        return NONE if value is None else "0"
-    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:#.2g}"
+    if value is None:
+        return NONE
+    if abs(value) >= 1e6 or value == 0:
+        return f"{value:.2g}"
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:#.2g}".rstrip(".")
 
 
 def in_percent(share: float | None) -> float | None:

@@ -1,5 +1,9 @@
 """Errors a user can act on: a program prints one as one line, without a traceback; exit status not 0."""
 
+from __future__ import annotations
+
+from typing import Any
+
 
 class PspoError(Exception):
     """Something the user can mend; the message says what and how. A program that it ends has exit status `status`."""
@@ -15,6 +19,9 @@ class ConfigError(PspoError):
     def __init__(self, setting: str, value: object, allowed: str) -> None:
         super().__init__(f"{setting}={value}: {allowed}")
         self.setting, self.value, self.allowed = setting, value, allowed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.setting, self.value, self.allowed)  # so that it can come from another process
 
 
 class BusyError(PspoError):

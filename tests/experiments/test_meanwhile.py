@@ -4,25 +4,85 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from written_runs import write_run
 
 import page
 from meanwhile import Meanwhile
 from pspo.config import StudyConfig
-from pspo.errors import PspoError
+from pspo.errors import ConfigError, PspoError
 from records import read_json
 from studies import Cell, load_study
 
 
-@pytest.mark.parametrize("processes", [0, 1])
-def test_results_and_errors_come_back(tmp_path: Path, processes: int) -> None:
-    with Meanwhile(processes) as meanwhile:
-        assert (meanwhile.start(os.getpid)() == os.getpid()) == (processes == 0)
+@pytest.mark.parametrize("apart", [False, True])
+def test_results_and_errors_come_back(tmp_path: Path, apart: bool) -> None:
+    with Meanwhile(apart) as meanwhile:
+        assert (meanwhile.start(os.getpid)() != os.getpid()) == apart
         with pytest.raises(PspoError, match=r"none\.json is missing"):
             meanwhile.start(read_json, tmp_path / "none.json")()
+        with pytest.raises(ConfigError, match=r"study=none: must be one of") as caught:
+            meanwhile.start(load_study, "none")()
+        assert caught.value.setting == "study"
+
+
+def test_a_process_that_was_killed_is_one_line() -> None:
+    with Meanwhile(apart=True) as meanwhile, pytest.raises(PspoError, match="the process of raise_signal was killed"):
+        meanwhile.start(signal.raise_signal, signal.SIGKILL)()
+
+
+def test_what_is_under_way_ends_with_an_error_here() -> None:
+    with pytest.raises(KeyboardInterrupt), Meanwhile(apart=True) as meanwhile:
+        meanwhile.start(time.sleep, 600)
+        (child,) = sleeping()
+        raise KeyboardInterrupt
+    assert not child.is_running()
+
+
+@pytest.mark.parametrize("told", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_outlives_the_program_and_ctrl_c_is_for_it_alone(root: Path, told: signal.Signals) -> None:
+    """SIGINT goes to the whole group, as from a terminal."""
+    code = (
+        "import sys, time; sys.path.insert(0, 'experiments')\n"
+        "from meanwhile import Meanwhile\n"
+        "if __name__ == '__main__':\n"
+        "    with Meanwhile(apart=True) as meanwhile:\n"
+        "        result = meanwhile.start(time.sleep, 600); print('started', flush=True); result()\n"
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    try:
+        assert program.stdout is not None and program.stdout.readline() == "started\n"
+        (child,) = sleeping(program.pid)
+        if told == signal.SIGKILL:
+            program.kill()
+        else:
+            os.killpg(program.pid, told)
+        _, said = program.communicate(timeout=60)
+        gone, alive = psutil.wait_procs([child], timeout=60)
+        assert gone and not alive
+        assert said.count("Traceback") == (told == signal.SIGINT)  # its own
+    finally:
+        program.kill()
+
+
+def sleeping(of: int | None = None) -> list[psutil.Process]:
+    """The processes of a Meanwhile: children, the tracker of multiprocessing's resources left out."""
+    children = psutil.Process(of).children()
+    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
 
 
 def test_a_report_is_the_same_with_and_without(

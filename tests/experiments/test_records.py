@@ -57,11 +57,18 @@ def test_steps_that_are_missing_and_numbers_that_are_none(tmp_path: Path) -> Non
     assert np.isnan(found["reward/mean"][0]) and found["reward/mean"][1] == math.inf
     with pytest.raises(PspoError, match=r"metrics.jsonl: step 1 is missing"):
         read_metrics(tmp_path, steps=2)
+    with pytest.raises(PspoError, match=r"metrics.jsonl: step 2 in a run of 0 steps"):
+        read_metrics(tmp_path, steps=0)
 
 
 @pytest.mark.parametrize(
     "text",
-    [b"null\n", b'{"stop": 1}\n', b'{"step": "abc"}\n', b'{"step": 1, "kl/k3": "x"}\n', b'{"step": 1', b"\xff\n"],
+    [
+        *(b"null\n", b'{"stop": 1}\n', b'{"step": "abc"}\n', b'{"step": 1, "kl/k3": "x"}\n', b'{"step": 1', b"\xff\n"),
+        *(b'{"step": 1.5}\n', b'{"step": true}\n', b'{"step": -1}\n', b'{"step": ' + b"9" * 30 + b"}\n"),
+        *(b'{"step": ' + b"9" * 5000 + b"}\n", b"[" * 100_000 + b"\n"),
+    ],
+    ids=range(12),
 )
 def test_damaged_metrics_are_named(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(text)

@@ -15,6 +15,7 @@ from written_runs import STEPS, TERSE, write_graded, write_run
 
 import columns
 import page
+import published
 import tables
 import tabletext
 from asked import Asked, asked_of
@@ -178,6 +179,29 @@ def test_published_figures_stand_beside_ours_only_where_they_are_known() -> None
     assert columns.published(unknown) == "unknown"
     assert [c.title for c in columns.result_columns([known], "no_clip", True)][-1] == "published, %"
     assert "published, %" not in [c.title for c in columns.result_columns([known], "no_clip", False)]
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ("accuracy: 79.9", "accuracy: 0.799"),
+        ("accuracy: 79.9", "accuracy: .nan"),
+        ("arm: clip", "arm: clop"),
+        ("benchmark: math", "benchmark: gsm8k"),
+        ("version: v1", "version: v3"),
+        ("protocol: *v2", "protocols: *v2"),
+    ],
+)
+def test_a_published_figure_that_cannot_be_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: str, now: str
+) -> None:
+    text = published.PUBLISHED.read_text()
+    assert was in text
+    (tmp_path / "published.yaml").write_text(text.replace(was, now))
+    monkeypatch.setattr(published, "PUBLISHED", tmp_path / "published.yaml")
+    with pytest.raises(PspoError, match=r"published\.yaml: ") as caught:
+        all_published()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture

@@ -70,6 +70,24 @@ def test_solutions_are_not_sampled_and_have_no_ratio(smoke: tuple[StudyConfig, l
     assert (course.ratio, course.kl, course.not_finite) == (None, None, 0) and course.entropy == pytest.approx(0.4)
 
 
+def test_a_mean_over_fewer_seeds_than_are_complete_is_none(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    pspo = [cell for cell in smoke[1] if cell.arm == "pspo"]
+    write(pspo[0], [line(0, 0.5, 0, 0, 0), line(1, 0.9, 0.1, 1.0, 4.0), line(2, 0.6, 0.3, 0.4, 6.0)])
+    write(pspo[1], [{"step": 0}, {"step": 1, "policy/entropy": 1.0}, {"step": 2, "policy/entropy": 0.2}])
+    [course] = courses_of(smoke[1])
+    assert (course.ratio, course.seconds, course.highest, course.end) == (None, None, None, None)
+    assert course.entropy == pytest.approx(0.3)
+
+
+def test_of_equals_the_first_is_the_highest(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    """Whatever the order in which seeds are added up."""
+    cells = [replace(smoke[1][0], seed=seed, cfg=replace(smoke[1][0].cfg, seed=seed)) for seed in range(3)]
+    for cell, (first, second) in zip(cells, ((0.3, 0.1), (0.2, 0.2), (0.1, 0.3)), strict=True):
+        write(cell, [line(0, first, 0, 0, 0), line(1, second, 0.1, 1.0, 4.0), line(2, 0.1, 0.3, 0.4, 6.0)])
+    [course] = courses_of(cells)
+    assert (course.highest, course.at) == (pytest.approx(0.2), 0)
+
+
 def test_a_step_that_only_one_seed_has_validated_is_not_the_highest(smoke: tuple[StudyConfig, list[Cell]]) -> None:
     pspo = [cell for cell in smoke[1] if cell.arm == "pspo"]
     write(pspo[0], [line(0, 0.5, 0, 0, 0), {"step": 1, "eval/validation_accuracy": 0.9}, line(2, 0.6, 0.3, 0.4, 6.0)])
