@@ -16,6 +16,7 @@ from studies import Cell, Curve, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Drawing
 
 MARKERS = ("s", "o", "^", "D", "v", "P", "X", "*")
 
@@ -28,18 +29,25 @@ def draw(folder: Path, study: Study, cells: Sequence[Cell], rows: Sequence[Row])
     folder.mkdir(parents=True, exist_ok=True)
     for (model, data), complete in grouped([cell for cell in cells if cell.complete], lambda c: (c.model, c.data)):
         here = [row for row in rows if (row.model, row.data) == (model, data)]
-        panels = panels_of(curve, complete)
-        figure, axes = plt.subplots(
-            1, len(panels), figsize=(4.8 * len(panels) + 0.4, 3.8), squeeze=False, sharey=True, layout="constrained"
-        )
-        for panel, (title, members) in zip(axes[0], panels, strict=True):
-            draw_panel(panel, curve, list(study.arms), members, here)
-            panel.set_title(title)
-        axes[0][0].set_ylabel("test accuracy, T=0 (%)")
-        legend(figure, axes[0], loc="outside lower center", ncols=3)
+        figure = draw_panels(curve, list(study.arms), complete, here)
         suffix = "" if len({(cell.model, cell.data) for cell in cells}) == 1 else f"~{model}~{data}"
         written.append(save(figure, folder / f"accuracy{suffix}"))
     return written
+
+
+def draw_panels(curve: Curve, arms: Sequence[str], complete: Sequence[Cell], rows: Sequence[Row]) -> Drawing:
+    """Of one model and data set: its panels beside each other, with one axis of accuracies and one legend."""
+    panels = panels_of(curve, complete)
+    size = (4.8 * len(panels) + 0.4, 3.8)
+    drawing, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, sharey=True, layout="constrained")
+    for panel, (title, members) in zip(axes[0], panels, strict=True):
+        draw_panel(panel, curve, arms, members, rows)
+        panel.set_title(title)
+    axes[0][0].set_ylabel("test accuracy, T=0 (%)")
+    lowest, highest = axes[0][0].get_ylim()  # of all panels
+    axes[0][0].set_ylim(max(lowest, 0), min(highest, 100))
+    legend(drawing, axes[0], loc="outside lower center", ncols=3)
+    return drawing
 
 
 def draw_by_temperature(folder: Path, study: Study, asked: Sequence[Asked]) -> list[Figure]:
@@ -143,5 +151,3 @@ def draw_panel(panel: Axes, curve: Curve, arms: Sequence[str], cells: Sequence[C
             panel.axhline(100 * row.last.value, color="#666666", linestyle=":", linewidth=1, label="before RL")
     panel.set_xticks(range(len(values)), [f"{value:g}" for value in values])
     panel.set_xlabel(curve.x.label)
-    lowest, highest = panel.get_ylim()
-    panel.set_ylim(max(lowest, 0), min(highest, 100))

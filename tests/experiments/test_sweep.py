@@ -64,6 +64,25 @@ def test_alpha_is_six_values_over_five_seeds_of_one_method(alpha: tuple[StudyCon
     assert all(cell.arm == f"alpha={value:g}" for cell, value in zip(cells, values, strict=True))
 
 
+def test_panels_share_an_axis_that_has_every_point(study_config: Callable[..., StudyConfig]) -> None:
+    """Of reuse: 90% right at the lowest learning rate, none at the highest."""
+    study, cfg = load_study("reuse"), study_config("study=reuse")
+    cells = cells_of(study, cfg)
+    for cell in cells:
+        write_run(cell, right={2e-5: 18, 5e-5: 10, 1e-4: 0}[cell.cfg.learner.lr])
+    assert study.curve is not None
+    drawing = curves.draw_panels(study.curve, list(study.arms), cells, rows_of(study, cells, cfg))
+    assert [panel.get_title() for panel in drawing.axes] == [
+        f"learning rate {lr}" for lr in ("2e-05", "5e-05", "0.0001")
+    ]
+    for panel, accuracy in zip(drawing.axes, (90, 50, 0), strict=True):
+        low, high = panel.get_ylim()
+        lines = [one for one in panel.containers if isinstance(one, ErrorbarContainer)]
+        assert [list(line.get_ydata()) for line, _, _ in lines] == [[pytest.approx(accuracy)] * 4] * 4
+        assert 0 <= low <= accuracy <= high <= 100
+    figures.plt.close(drawing)
+
+
 def test_the_curve_is_means_with_their_intervals_and_every_seed(alpha: tuple[StudyConfig, list[Cell]]) -> None:
     cfg, cells = alpha
     for cell in cells:
