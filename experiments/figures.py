@@ -96,9 +96,11 @@ Place = list[tuple[str, list[tuple[str, Runs]]]]
 """Of a model and data set: regime -> arm -> the metrics of its seeds."""
 
 
-def draw(folder: Path, cells: Sequence[Cell], arms: Sequence[str], share: tuple[int, int] = (0, 1)) -> list[Figure]:
-    """The figures of the complete runs, into a folder; none where no run is complete. `share` (k, n): those numbered k,
-    k + n, ..., so that n processes draw all of them."""
+def draw(
+    folder: Path, cells: Sequence[Cell], arms: Sequence[str], start: float = 0.0, end: float = 1.0
+) -> list[Figure]:
+    """The figures of the complete runs, into a folder; none where no run is complete. `start` and `end`: which part of
+    them, as shares of all, so that several processes can draw them."""
     folder.mkdir(parents=True, exist_ok=True)
     complete = [cell for cell in cells if cell.complete]
     metrics = {cell.index: metrics_of(cell) for cell in complete}
@@ -111,8 +113,8 @@ def draw(folder: Path, cells: Sequence[Cell], arms: Sequence[str], share: tuple[
         ]
         where, suffix = (f"{model}, {data}: ", f"~{model}~{data}") if several else ("", "")
         wanted += [(f"{name}{suffix}", where + caption, drawn) for name, caption, drawn in of_training(place, arms)]
-    k, n = share
-    return [Figure(save(drawn(), folder / name), caption) for name, caption, drawn in wanted[k::n]]
+    mine = wanted[round(start * len(wanted)) : round(end * len(wanted))]
+    return [Figure(save(drawn(), folder / name), caption) for name, caption, drawn in mine]
 
 
 def of_training(place: Place, arms: Sequence[str]) -> Iterator[tuple[str, str, Callable[[], Drawing]]]:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from asked import asked_of
 from bests import bests_of
 from columns import found
 from complete import grouped
-from cost import costs_of
+from cost import Cost, costs_of
 from figures import Figure
 from meanwhile import Meanwhile
 from pspo.config import StudyConfig
@@ -50,7 +49,9 @@ SAMPLES = {"told apart": 24, "all wrong": 8, "all right": 8}
 SHOWN = ("main", "bests", "comparisons", "benchmarks", "training")
 """The tables in the middle of the report; verdicts are before, published figures and the cost behind them."""
 MANY = 20
-"""Runs from which on drawing and counting are worth a process each."""
+"""Runs from which on drawing and counting are worth a process."""
+APART = 0.75
+"""Share of the figures that it draws."""
 BADGES = {"reproduced": "yes", "not reproduced": "no", "underpowered": "open", "not run": "open"}
 
 
@@ -78,18 +79,27 @@ def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
 def _rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig, meanwhile: Meanwhile) -> str:
     folder = Path(cfg.results) / cfg.study
     drawings = folder / "figures"
-    shares = [meanwhile.start(figures.draw, drawings, cells, list(study.arms), (k, 2)) for k in range(2)]
-    costs = meanwhile.start(costs_of, study, cells, cfg)
+    beside = meanwhile.start(counted_and_drawn, study, cells, cfg, drawings)
     header, paper = header_of(study, cells, cfg), cfg.scale == "paper"
+    rows, asked = rows_of(study, cells, cfg), asked_of(study, cells, cfg)
+    compared, verdicts = comparisons_of(study, cells), verdicts_of(cfg.study, cfg.scale, study, cells)
+    drawn = [
+        *(Figure(one, CURVE) for one in curves.draw(drawings, study, cells, rows)),
+        *curves.draw_by_temperature(drawings, study, asked),
+    ]
+    rest = figures.draw(drawings, cells, list(study.arms), start=APART)
+    costs, first = beside()
+    drawn += [*first, *rest]
+    figures.remove_others(drawings, drawn)
     made = tables.Contents(
-        rows=rows_of(study, cells, cfg),
+        rows=rows,
         bests=bests_of(study, cells),
-        comparisons=comparisons_of(study, cells),
-        asked=asked_of(study, cells, cfg),
+        comparisons=compared,
+        asked=asked,
         courses=courses_of(cells),
         besides=besides_of(study, cells, cfg),
-        verdicts=verdicts_of(cfg.study, cfg.scale, study, cells),
-        costs=costs(),
+        verdicts=verdicts,
+        costs=costs,
         baseline=study.baseline,
         paper=paper,
         benchmarks=bool(study.scales[cfg.scale].benchmarks),
@@ -100,12 +110,6 @@ def _rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig, meanwhile: M
     path = tables.write(folder, header, list(parts.values()), study.baseline)
     origin = {name: header[name] for name in ("date", "command", "commit", "machine")}
     write_whole(folder / verdictfiles.name_of(cfg.scale), verdictfiles.to_json(made.verdicts, cfg.scale, origin))
-    drawn = [
-        *(Figure(one, CURVE) for one in curves.draw(drawings, study, cells, made.rows)),
-        *curves.draw_by_temperature(drawings, study, made.asked),
-        *(one for two in zip_longest(*(share() for share in shares)) for one in two if one is not None),
-    ]
-    figures.remove_others(drawings, drawn)
     theory = Path(cfg.results) / "theory"
     formal = theory_verdicts(theory / "theory.json")
     others = verdictfiles.of_other_studies(Path(cfg.results), cfg.study, cfg.scale)
@@ -151,6 +155,13 @@ def _rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig, meanwhile: M
     )
     write_whole(folder / "report.html", page)
     return f"{path.read_text(encoding='utf-8')}\n{path}"
+
+
+def counted_and_drawn(
+    study: Study, cells: Sequence[Cell], cfg: StudyConfig, drawings: Path
+) -> tuple[list[Cost], list[Figure]]:
+    """What needs none of the numbers: what the study takes, and most figures."""
+    return costs_of(study, cells, cfg), figures.draw(drawings, cells, list(study.arms), end=APART)
 
 
 def tally(found: Sequence[Verdict]) -> list[str]:
