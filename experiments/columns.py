@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from asked import Asked
 from bests import NEAR, Best
@@ -42,11 +43,16 @@ class Line:
         return self.verdict.claim.id
 
 
+def places(rows: Sequence[Any], data: str = "trained and tested on") -> list[Column[Any]]:
+    """Model and data set, where these differ."""
+    if len({(row.model, row.data) for row in rows}) < 2:
+        return []
+    return [Column("model", lambda row: row.model), Column(data, lambda row: row.data)]
+
+
 def result_columns(rows: Sequence[Row], baseline: str, paper: bool) -> list[Column[Row]]:
     """The columns these rows need: model and data only where they differ, the paper's figures only at its scale."""
-    chosen: list[Column[Row]] = []
-    if len({(row.model, row.data) for row in rows}) > 1:
-        chosen += [Column("model", lambda row: row.model), Column("trained and tested on", lambda row: row.data)]
+    chosen: list[Column[Row]] = places(rows)
     chosen += [
         Column("regime", lambda row: row.regime or NONE),
         Column("method", lambda row: row.method),
@@ -74,9 +80,7 @@ def result_columns(rows: Sequence[Row], baseline: str, paper: bool) -> list[Colu
 
 
 def comparison_columns(comparisons: Sequence[Comparison]) -> list[Column[Comparison]]:
-    chosen: list[Column[Comparison]] = []
-    if len({(one.model, one.data) for one in comparisons}) > 1:
-        chosen += [Column("model", lambda one: one.model), Column("trained and tested on", lambda one: one.data)]
+    chosen: list[Column[Comparison]] = places(comparisons)
     return [
         *chosen,
         Column("regime", lambda one: one.regime),
@@ -94,9 +98,7 @@ def comparison_columns(comparisons: Sequence[Comparison]) -> list[Column[Compari
 
 
 def best_columns(rows: Sequence[Best], baseline: str) -> list[Column[Best]]:
-    chosen: list[Column[Best]] = []
-    if len({(one.model, one.data) for one in rows}) > 1:
-        chosen += [Column("model", lambda one: one.model), Column("trained and tested on", lambda one: one.data)]
+    chosen: list[Column[Best]] = places(rows)
     chosen += [
         Column("method", lambda one: one.arm),
         Column("regime", lambda one: one.regime),
@@ -119,9 +121,7 @@ def best_legend(baseline: str) -> list[str]:
 
 
 def asked_columns(rows: Sequence[Asked], baseline: str) -> list[Column[Asked]]:
-    chosen: list[Column[Asked]] = []
-    if len({(row.model, row.data) for row in rows}) > 1:
-        chosen += [Column("model", lambda row: row.model), Column("trained on", lambda row: row.data)]
+    chosen: list[Column[Asked]] = places(rows, "trained on")
     chosen += [
         Column("regime", lambda row: row.regime),
         Column("method", lambda row: row.arm),
@@ -154,9 +154,7 @@ def asked_legend(baseline: str) -> list[str]:
 
 
 def course_columns(rows: Sequence[Course]) -> list[Column[Course]]:
-    chosen: list[Column[Course]] = []
-    if len({(row.model, row.data) for row in rows}) > 1:
-        chosen += [Column("model", lambda row: row.model), Column("trained on", lambda row: row.data)]
+    chosen: list[Column[Course]] = places(rows, "trained on")
     return [
         *chosen,
         Column("regime", lambda row: row.regime),

@@ -22,8 +22,8 @@ CONTEXT = multiprocessing.get_context("spawn")
 
 
 class Meanwhile:
-    """A context manager whose work ends with it, and with this process, however that ends. Without `apart` work is done
-    where and when it is started: a process takes seconds to start."""
+    """A context manager whose work ends with it, asked for or not, and with this process, however that ends. Without
+    `apart` work is done where and when it is started: a process takes seconds to start."""
 
     def __init__(self, apart: bool) -> None:
         self._apart = apart
@@ -34,8 +34,7 @@ class Meanwhile:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         for process in self._processes:
-            if kind is not None:
-                process.kill()
+            process.kill()  # one that was not asked for its result would wait for us to take it
             process.join()
 
     def start(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:

@@ -46,22 +46,18 @@ def all_published() -> list[Published]:
         raise PspoError(f"{PUBLISHED}: {' '.join(str(error).split())}") from error
 
 
+def stands_beside(figure: Published, model: str, data: str, method: str | None) -> bool:
+    """Is it of runs of that model and method that were trained and tested on `data`? One whose source does not say on
+    what it was trained stands beside those trained on its benchmark."""
+    trained_on = figure.trained_on or figure.benchmark
+    return (figure.model, figure.arm, figure.benchmark, trained_on) == (model, method, data, data)
+
+
 def published_for(model: str, data: str, method: str) -> tuple[Published, ...]:
-    """The paper's figures for a model trained and tested on `data`; those that do not say on what are among them."""
-    return tuple(
-        entry
-        for entry in all_published()
-        if (entry.model, entry.arm, entry.benchmark) == (model, method, data) and entry.trained_on in (None, data)
-    )
+    """The paper's figures that stand beside runs of that model, method and data set."""
+    return tuple(figure for figure in all_published() if stands_beside(figure, model, data, method))
 
 
 def beside(figure: Published, cells: Sequence[Cell], methods: Mapping[str, str]) -> list[Cell]:
-    """The runs that stand beside a figure: of its model, trained on what its source says and graded on its benchmark.
-    Where the source does not say, those trained on the benchmark itself. `methods`: arm -> the method of the paper."""
-    if figure.trained_on not in (None, figure.benchmark):
-        return []  # a run's own table grades it on the data set it was trained on
-    return [
-        cell
-        for cell in cells
-        if (cell.model, cell.data, methods.get(cell.arm)) == (figure.model, figure.benchmark, figure.arm)
-    ]
+    """The runs that a figure stands beside. `methods`: arm -> the method of the paper."""
+    return [cell for cell in cells if stands_beside(figure, cell.model, cell.data, methods.get(cell.arm))]

@@ -38,6 +38,14 @@ def test_a_process_that_was_killed_is_one_line() -> None:
         meanwhile.start(signal.raise_signal, signal.SIGKILL)()
 
 
+def test_a_result_that_nobody_asks_for_holds_nothing_up() -> None:
+    """More than a pipe takes at once."""
+    with Meanwhile(apart=True) as meanwhile:
+        meanwhile.start(bytes, 10_000_000)
+        (child,) = sleeping()
+    assert not child.is_running()
+
+
 def test_what_is_under_way_ends_with_an_error_here() -> None:
     with pytest.raises(KeyboardInterrupt), Meanwhile(apart=True) as meanwhile:
         meanwhile.start(time.sleep, 600)
