@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 from pathlib import Path
 
 import psutil
@@ -41,17 +42,19 @@ def test_a_process_that_was_killed_is_one_line() -> None:
 def test_a_result_that_nobody_asks_for_holds_nothing_up() -> None:
     """More than a pipe takes at once."""
     with Meanwhile(apart=True) as meanwhile:
+        before = set(active_children())
         meanwhile.start(bytes, 10_000_000)
-        (child,) = sleeping()
-    assert not child.is_running()
+        (child,) = set(active_children()) - before
+    assert not psutil.pid_exists(child.pid)
 
 
 def test_what_is_under_way_ends_with_an_error_here() -> None:
+    before = set(active_children())
     with pytest.raises(KeyboardInterrupt), Meanwhile(apart=True) as meanwhile:
         meanwhile.start(time.sleep, 600)
-        (child,) = sleeping()
+        (child,) = set(active_children()) - before
         raise KeyboardInterrupt
-    assert not child.is_running()
+    assert not psutil.pid_exists(child.pid)
 
 
 @pytest.mark.parametrize("told", [signal.SIGKILL, signal.SIGINT])
@@ -74,7 +77,8 @@ def test_nothing_outlives_the_program_and_ctrl_c_is_for_it_alone(root: Path, tol
     )
     try:
         assert program.stdout is not None and program.stdout.readline() == "started\n"
-        (child,) = sleeping(program.pid)
+        children = psutil.Process(program.pid).children()
+        (child,) = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
         if told == signal.SIGKILL:
             program.kill()
         else:
@@ -85,12 +89,6 @@ def test_nothing_outlives_the_program_and_ctrl_c_is_for_it_alone(root: Path, tol
         assert said.count("Traceback") == (told == signal.SIGINT)  # its own
     finally:
         program.kill()
-
-
-def sleeping(of: int | None = None) -> list[psutil.Process]:
-    """The processes of a Meanwhile: children, the tracker of multiprocessing's resources left out."""
-    children = psutil.Process(of).children()
-    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
 
 
 def test_a_report_is_the_same_with_and_without(
