@@ -49,13 +49,15 @@ class Cost:
 
 
 def costs_of(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> list[Cost]:
-    """This scale's first; at another nothing has been run in `cfg.runs`, as far as is looked."""
-    found = []
-    for scale in (cfg.scale, *(other for other in study.scales if other != cfg.scale)):
-        at = cfg if scale == cfg.scale else replace(cfg, scale=scale, overrides=())
-        for _, here in grouped(cells if at is cfg else cells_of(study, at), place):
-            found.append(cost_of(here, study, at))
-    return found
+    """At the scale of the cells, of which some may have been run: a Cost a model and data set."""
+    return [cost_of(here, study, cfg) for _, here in grouped(cells, place)]
+
+
+def costs_elsewhere(study: Study, cfg: StudyConfig) -> list[Cost]:
+    """At the study's other scales, without the settings that were chosen for this one; there nothing has been run in
+    `cfg.runs`, as far as is looked."""
+    others = [replace(cfg, scale=scale, overrides=()) for scale in study.scales if scale != cfg.scale]
+    return [cost for other in others for cost in costs_of(study, cells_of(study, other), other)]
 
 
 def place(cell: Cell) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -48,10 +48,8 @@ SAMPLES = {"told apart": 24, "all wrong": 8, "all right": 8}
 """Problems shown for each regime: those that methods differ on first."""
 SHOWN = ("main", "bests", "comparisons", "benchmarks", "training")
 """The tables in the middle of the report; verdicts are before, published figures and the cost behind them."""
-MANY = 20
-"""Runs from which on drawing and counting are worth a process."""
 APART = 0.75
-"""Share of the figures that it draws."""
+"""Share of the figures that a process beside this one draws."""
 BADGES = {"reproduced": "yes", "not reproduced": "no", "underpowered": "open", "not run": "open"}
 
 
@@ -66,20 +64,16 @@ class Sample:
     written: list[tuple[str, Graded]]
 
 
-def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
+def write(
+    study: Study, cells: Sequence[Cell], cfg: StudyConfig, meanwhile: Meanwhile, other_costs: Callable[[], list[Cost]]
+) -> str:
     """Writes results/<study>/; returns the Markdown table with the table's path as its last line.
 
-    Runs that end while it is at work are not in it.
+    `other_costs` waits for what the study takes at its other scales.
     """
-    cells = [replace(cell, finished=cell.complete) for cell in cells]
-    with Meanwhile(apart=sum(cell.complete for cell in cells) >= MANY) as meanwhile:
-        return _rebuild(study, cells, cfg, meanwhile)
-
-
-def _rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig, meanwhile: Meanwhile) -> str:
     folder = Path(cfg.results) / cfg.study
     drawings = folder / "figures"
-    beside = meanwhile.start(counted_and_drawn, study, cells, cfg, drawings)
+    first = meanwhile.start(figures.draw, drawings, cells, list(study.arms), end=APART)
     header, paper = header_of(study, cells, cfg), cfg.scale == "paper"
     rows, asked = rows_of(study, cells, cfg), asked_of(study, cells, cfg)
     compared, verdicts = comparisons_of(study, cells), verdicts_of(cfg.study, cfg.scale, study, cells)
@@ -88,8 +82,7 @@ def _rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig, meanwhile: M
         *curves.draw_by_temperature(drawings, study, asked),
     ]
     rest = figures.draw(drawings, cells, list(study.arms), start=APART)
-    costs, first = beside()
-    drawn += [*first, *rest]
+    drawn += [*first(), *rest]
     figures.remove_others(drawings, drawn)
     made = tables.Contents(
         rows=rows,
@@ -99,7 +92,7 @@ def _rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig, meanwhile: M
         courses=courses_of(cells),
         besides=besides_of(study, cells, cfg),
         verdicts=verdicts,
-        costs=costs,
+        costs=[*costs_of(study, cells, cfg), *other_costs()],
         baseline=study.baseline,
         paper=paper,
         benchmarks=bool(study.scales[cfg.scale].benchmarks),
@@ -155,13 +148,6 @@ def _rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig, meanwhile: M
     )
     write_whole(folder / "report.html", page)
     return f"{path.read_text(encoding='utf-8')}\n{path}"
-
-
-def counted_and_drawn(
-    study: Study, cells: Sequence[Cell], cfg: StudyConfig, drawings: Path
-) -> tuple[list[Cost], list[Figure]]:
-    """What needs none of the numbers: what the study takes, and most figures."""
-    return costs_of(study, cells, cfg), figures.draw(drawings, cells, list(study.arms), end=APART)
 
 
 def tally(found: Sequence[Verdict]) -> list[str]:

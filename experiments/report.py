@@ -5,16 +5,36 @@ Needs neither a GPU nor torch. Also the last act of reproduce.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+from meanwhile import Meanwhile
 from pspo.config import StudyConfig, program
+from studies import Cell, Study, cells_of, load_study
+
+MANY = 20
+"""Complete runs from which on processes beside this one are worth the seconds in which they start."""
 
 
 @program("study", StudyConfig)
 def main(cfg: StudyConfig) -> None:
-    from page import rebuild  # matplotlib and scipy come with it: a wrong setting is told before
-    from studies import cells_of, load_study
-
     study = load_study(cfg.study)
     print(rebuild(study, cells_of(study, cfg), cfg))
+
+
+def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:
+    """Writes results/<study>/ (page.py); returns the Markdown table with the table's path as its last line.
+
+    Runs that end while it is at work are not in it.
+    """
+    from cost import costs_elsewhere
+
+    cells = [replace(cell, finished=cell.complete) for cell in cells]
+    with Meanwhile(apart=sum(cell.complete for cell in cells) >= MANY) as meanwhile:
+        other_costs = meanwhile.start(costs_elsewhere, study, cfg)
+        import page  # scipy and matplotlib take seconds to load: a wrong setting is told before
+
+        return page.write(study, cells, cfg, meanwhile, other_costs)
 
 
 if __name__ == "__main__":

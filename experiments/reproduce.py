@@ -4,7 +4,7 @@
     every cell without DONE:   python -m pspo.train <its overrides>, `jobs` at a time, log in <runs>/logs/
     the study's benchmarks:    eval/evaluate.py on each complete run's last and best policy (benchmarking.py)
     the audit of the grader:   audit.py, where the study is complete
-    tables, figures, report:   page.py; the table's path is the last line of the output
+    tables, figures, report:   report.py; the table's path is the last line of the output
 
 A run that fails does not stop the others; the program then ends with status 1 (77 where all that failed was held by
 another process) and names each, with the table written
@@ -28,6 +28,7 @@ from progress import Progress
 from pspo.config import EvalConfig, SftConfig, StudyConfig, compose, program, warm_start_dir
 from pspo.errors import BusyError, ConfigError, PspoError
 from pspo.rundir import locked
+from report import rebuild
 from studies import Cell, Study, cells_of, group_of, load_study, override, threads
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,8 +65,6 @@ def reproduce(cfg: StudyConfig) -> None:
         if cfg.only in (None, "benchmarks"):
             failures += run_benchmarks(chosen, study, cfg)
         if whole:
-            from page import rebuild  # matplotlib and scipy come with it: a wrong setting is told before
-
             if not failures:
                 audit_grades(cells, cfg)
             print(rebuild(study, cells, cfg))

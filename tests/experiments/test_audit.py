@@ -17,7 +17,7 @@ import pytest
 
 import audit
 import auditpage
-import page
+import report
 import reproduce
 from pspo.config import StudyConfig
 from pspo.errors import PspoError
@@ -331,13 +331,13 @@ def test_a_report_without_an_audit_says_how_to_make_one(
 ) -> None:
     cfg, cells = smoke
     finish(cells, records(grader, GSM8K, "gsm8k"))
-    page.rebuild(STUDY, cells, cfg)
+    report.rebuild(STUDY, cells, cfg)
     folder = Path(cfg.results) / "smoke"
     html = (folder / "report.html").read_text()
     assert "Audit of the grader" in html and "python experiments/audit.py study=smoke scale=cpu" in html
     assert 'href="audit.html"' not in html
     (folder / "audit.json").write_text('{"format": 0}')  # of another version: as if there were none
-    page.rebuild(STUDY, cells, cfg)
+    report.rebuild(STUDY, cells, cfg)
     assert 'href="audit.html"' not in (folder / "report.html").read_text()
 
 
@@ -355,7 +355,7 @@ def test_a_study_is_audited_before_its_report(smoke: tuple[StudyConfig, list[Cel
     assert found["groups"][f"pspo/{place}/gentle"]["completions"] == 2 * len(lines)
     assert len(found["files"]) == 1 + len(cells)
 
-    page.rebuild(STUDY, cells, cfg)
+    report.rebuild(STUDY, cells, cfg)
     html = (folder / "report.html").read_text()
     assert 'href="audit.html"' in html and "false-accept suspect" in html and "3 million" in html
     assert html.count("<script") == 1 and "alert(1)</script>" not in html and "are new or others" not in html

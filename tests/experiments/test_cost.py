@@ -7,14 +7,16 @@ import json
 import pytest
 from written_runs import write_run
 
-from cost import cost_of, costs_of
+from cost import cost_of, costs_elsewhere, costs_of
 from pspo.config import StudyConfig
 from studies import Cell, load_study
 
 
 def test_counts_of_the_papers_scale(paper: tuple[StudyConfig, list[Cell]]) -> None:
-    costs = costs_of(load_study("main"), paper[1], paper[0])
-    assert [cost.scale for cost in costs] == ["paper"] * 6 + ["cpu"]
+    study = load_study("main")
+    costs = costs_of(study, paper[1], paper[0])
+    assert [cost.scale for cost in costs] == ["paper"] * 6
+    assert [(cost.scale, cost.planned, cost.done) for cost in costs_elsewhere(study, paper[0])] == [("cpu", 55, 0)]
     [one] = [cost for cost in costs if (cost.model, cost.data) == ("qwen2_5_0_5b", "math")]
     # Six methods and five seeds, of which SFT samples nothing; 1,312 steps of 16 problems, four completions of each.
     assert (one.planned, one.done, one.hours, one.steps) == (30, 0, None, 30 * 1312)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from written_runs import write_run
 
-import page
+import report
 from meanwhile import Meanwhile
 from pspo.config import StudyConfig
 from pspo.errors import ConfigError, PspoError
@@ -99,8 +99,8 @@ def test_a_report_is_the_same_with_and_without(
         write_run(cell, [cell.seed == 0, cell.arm == "pspo", True])
 
     def made(many: int) -> dict[str, bytes]:
-        monkeypatch.setattr(page, "MANY", many)
-        page.rebuild(load_study("smoke"), cells, cfg)
+        monkeypatch.setattr(report, "MANY", many)
+        report.rebuild(load_study("smoke"), cells, cfg)
         files = [path for path in (Path(cfg.results) / "smoke").rglob("*") if path.is_file()]
         dated = re.compile(rb"20\d\d-\d\d-\d\d \d\d:\d\d")
         return {str(path): dated.sub(b"", path.read_bytes()) for path in files}

@@ -17,8 +17,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 from written_runs import STEPS, TERSE, write_graded, write_run
 
-import page
 from pspo.config import StudyConfig
+from report import rebuild
 from studies import Cell, load_study
 
 FLAGS = (
@@ -56,7 +56,7 @@ def report(smoke: tuple[StudyConfig, list[Cell]]) -> Path:
         right = [True, False, cell.arm == "pspo", False]
         write_run(cell, right, best=right, text=HOSTILE if cell.arm == "pspo" else TERSE)
     write_graded(cells[0].start_evaluation, [True, False, False, False], text=STEPS)
-    page.rebuild(STUDY, cells, cfg)
+    rebuild(STUDY, cells, cfg)
     return Path(cfg.results) / "smoke" / "report.html"
 
 

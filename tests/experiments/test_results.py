@@ -14,8 +14,8 @@ import pytest
 from written_runs import STEPS, TERSE, write_graded, write_run
 
 import columns
-import page
 import published
+import report
 import tables
 import tabletext
 from asked import Asked, asked_of
@@ -93,7 +93,7 @@ def test_a_run_without_done_does_not_count_and_is_told(smoke: tuple[StudyConfig,
 
 def test_nothing_run_yet_is_a_table_that_says_so(smoke: tuple[StudyConfig, list[Cell]]) -> None:
     cfg, cells = smoke
-    text = page.rebuild(STUDY, cells, cfg)
+    text = report.rebuild(STUDY, cells, cfg)
     assert "not evaluated" in text and "0 of 2, incomplete" in text
 
 
@@ -121,7 +121,7 @@ def test_different_problems_are_not_compared(smoke: tuple[StudyConfig, list[Cell
 def test_the_four_tables_say_the_same(smoke: tuple[StudyConfig, list[Cell]]) -> None:
     cfg, cells = smoke
     fill(cells)
-    printed = page.rebuild(STUDY, cells, cfg)
+    printed = report.rebuild(STUDY, cells, cfg)
     folder = Path(cfg.results) / "smoke"
     assert printed.splitlines()[-1] == str(folder / "table_main.md")
 
@@ -157,7 +157,7 @@ def test_the_four_tables_say_the_same(smoke: tuple[StudyConfig, list[Cell]]) -> 
 def test_the_report_is_one_file_with_figures_and_samples(smoke: tuple[StudyConfig, list[Cell]]) -> None:
     cfg, cells = smoke
     fill(cells)
-    page.rebuild(STUDY, cells, cfg)
+    report.rebuild(STUDY, cells, cfg)
     folder = Path(cfg.results) / "smoke"
     html = (folder / "report.html").read_text()
     assert html.count("<svg") == len(list((folder / "figures").glob("*.svg"))) == 12
@@ -236,7 +236,7 @@ def test_a_published_figure_stands_beside_the_runs_of_its_model_method_and_data(
     assert (flat["theirs"], flat["ours"]) == (pytest.approx(0.176), 0.625)
     assert (flat["arm"], flat["method"]) == ("clip as it runs", "clip")
 
-    printed = page.rebuild(load_study("released"), cells, cfg)
+    printed = report.rebuild(load_study("released"), cells, cfg)
     html = (Path(cfg.results) / "released/report.html").read_text()
     assert "## Figures that the paper publishes" in printed and "Which version of the code made these" in printed
     assert '<h2 id="published">' in html and "+44.9 [" in html and "not to be compared" not in html
@@ -329,7 +329,7 @@ def test_sampled_evaluations_by_hand_and_the_best_of_a_run_whose_last_is_best(
 def test_latex_takes_every_table(smoke: tuple[StudyConfig, list[Cell]], tmp_path: Path) -> None:
     cfg, cells = smoke
     fill(cells)
-    page.rebuild(STUDY, cells, cfg)
+    report.rebuild(STUDY, cells, cfg)
     folder = Path(cfg.results) / "smoke"
     found = [*made_up(folder)]
     inputs = "\n\n".join(rf"\resizebox{{\textwidth}}{{!}}{{\input{{{path}}}}}" for path in found)
