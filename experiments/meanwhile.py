@@ -8,6 +8,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
@@ -45,6 +46,7 @@ class Meanwhile:
             return lambda: found
         ours, theirs = CONTEXT.Pipe(duplex=False)
         process = CONTEXT.Process(target=_process, args=(theirs, work, args, kwargs), daemon=True)
+        resource_tracker.ensure_running()  # it would come with the first process, and unblock SIGINT before that starts
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it begins so, and Ctrl-C is for us alone
         try:
             process.start()

@@ -79,6 +79,9 @@ def test_nothing_outlives_the_program_and_ctrl_c_is_for_it_alone(root: Path, tol
         assert program.stdout is not None and program.stdout.readline() == "started\n"
         children = psutil.Process(program.pid).children()
         (child,) = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{child.pid}/status").read_text().splitlines())
+        deaf = int(status["SigBlk"], 16) | int(status["SigIgn"], 16)
+        assert deaf & 1 << signal.SIGINT - 1  # from its first moment on
         if told == signal.SIGKILL:
             program.kill()
         else:
