@@ -15,6 +15,9 @@ N ?= 100
 SEED ?= 0
 # Overrides and options for the program behind a target, e.g. make test ARGS="-k surrogates -x".
 ARGS ?=
+# make plan: the devices to plan for, a file of conf/gpu/.
+GPU ?= $(if $(filter cpu,$(SCALE)),cpu,h100)
+GPUS ?= 1
 # PYTHON, ENGINE_SET, VLLM_WHEEL and TORCH_INDEX are scripts/setup.sh's, and explained there: given on the command line or
 # in the environment, they reach it as they are.
 
@@ -22,7 +25,7 @@ PY := .venv/bin/python
 # Without vLLM the programs are told so, and a rollout= in ARGS, which comes later, still wins.
 ENGINE = $(if $(filter hf,$(shell cat .venv/pspo-engine 2>/dev/null)),rollout=hf)
 
-.PHONY: help setup reproduce test chaos lint format bench sweep slurm slurm-status wandb-sync dashboard theory report audit docs lock clean distclean need-sbatch
+.PHONY: help setup reproduce test plan chaos lint format bench sweep slurm slurm-status wandb-sync dashboard theory report audit docs lock clean distclean need-sbatch
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +42,10 @@ test: setup ## every test that this machine can run, two files at a time (ARGS g
 	@scripts/slurm.sh || echo "make test: going on without a cluster" >&2
 	@scripts/browser.sh || echo "make test: going on without a browser" >&2
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+plan: setup ## what a run and every study take: memory, hours, scaling (SCALE, GPU=h100, GPUS=8, ARGS; docs/scaling.md)
+	$(PY) -m pspo.plan scale=$(SCALE) gpu=$(GPU) gpus=$(GPUS) $(ARGS)
+	$(PY) experiments/plan.py scale=$(SCALE) gpu=$(GPU) gpus=$(GPUS) $(ARGS)
 
 chaos: setup ## N kills of a small run at random moments (N, SEED, ARGS="--jobs 2 --json FILE"); any difference is an error
 	$(PY) experiments/chaos.py $(N) --seed $(SEED) $(ARGS)

@@ -222,12 +222,14 @@ COST_COLUMNS: list[Column[Cost]] = [
     Column("tokens learned from, at most", lambda one: f"{one.learned:,}"),
     Column("completions of evaluations", lambda one: NONE if one.evaluated is None else f"{one.evaluated:,}"),
     Column("hours", lambda one: NONE if one.hours is None else f"{one.hours:.2f} of {one.done} runs"),
+    Column("GPU-hours, forecast", lambda one: NONE if one.forecast is None else f"{one.forecast:,.0f}"),
 ]
 COST_LEGEND = [
     "Counted from the settings: all runs of a model and data set. Tokens are limits, and each pass over a batch "
     "counts. Evaluations: validations, the test part for the last and the best policy, and the study's benchmarks. "
     "Hours: measured, of training with its validations and checkpoints, each run for itself though two shared the "
-    "machine; none where nothing was run.",
+    "machine; none where nothing was run. GPU-hours: of one H100 a run, every completion as long as it may be, from a "
+    "model of the machine of which parts are assumed (docs/scaling.md); evaluations included.",
 ]
 
 

@@ -9,9 +9,11 @@ import numpy as np
 
 from benchmarking import evaluations_of
 from complete import grouped, metrics_of
+from forecasts import forecast_of, hours_of, machine
 from pspo.config import StudyConfig
 from pspo.config.programs import TrainConfig
-from pspo.config.schema import Data, WordProblems
+from pspo.errors import PspoError
+from pspo.plan.forecast import problems_of, validations_of
 from studies import Cell, Study, cells_of
 
 CLOCKS = ("time/step_s", "time/eval_s", "time/save_s")
@@ -29,6 +31,8 @@ class Cost:
                  benchmarks; None where a data set does not say how many problems it has
     hours        of the `done` runs, steps with evaluations and checkpoints between them; loading and the evaluation at
                  the end are not in it. Runs beside each other count each. None: none is complete.
+    forecast     GPU-hours of all of them and all their evaluations, a run on each GPU (forecasts.py); None where they
+                 run on a CPU, or the policy's sizes are not known
     """
 
     scale: str
@@ -42,6 +46,7 @@ class Cost:
     learned: int
     evaluated: int | None
     hours: float | None
+    forecast: float | None
 
     @property
     def group(self) -> str:
@@ -87,7 +92,17 @@ def cost_of(cells: Sequence[Cell], study: Study, cfg: StudyConfig) -> Cost:
         ),
         evaluated=None if None in evaluations else sum(one for one in evaluations if one is not None),
         hours=sum(seconds_of(cell) for cell in complete) / 3600 if complete else None,
+        forecast=gpu_hours(cells, study, cfg),
     )
+
+
+def gpu_hours(cells: Sequence[Cell], study: Study, cfg: StudyConfig) -> float | None:
+    if any(cell.cfg.device == "cpu" for cell in cells):
+        return None
+    try:
+        return sum(hours_of(cell, study, cfg, forecast_of(cell, machine())) for cell in cells)
+    except PspoError:  # a policy of one's own, which is not on this machine
+        return None
 
 
 def sequences_of(cfg: TrainConfig) -> int:
@@ -107,17 +122,6 @@ def evaluated_by(cell: Cell, study: Study, cfg: StudyConfig) -> int | None:
     if any(problems is None for problems, _ in counts):
         return None
     return validations + 2 * sum((problems or 0) * each for problems, each in counts)
-
-
-def problems_of(data: Data, limit: int | None) -> int | None:
-    """Of a test part; None where the data set's file does not say."""
-    size = data.test if isinstance(data, WordProblems) else (data.rows or {}).get("test")
-    return size if limit is None or size is None else min(size, limit)
-
-
-def validations_of(cfg: TrainConfig) -> int:
-    """Before the first step, every `eval.every` steps, and after the last."""
-    return 1 + -(-cfg.steps // cfg.eval.every) if cfg.eval.every else 0
 
 
 def seconds_of(cell: Cell) -> float:

@@ -275,9 +275,8 @@ def distributions(place: Place) -> Drawing:
                 shares = np.ma.masked_less_equal(np.diff(cumulative, axis=0), 0.0)
                 span = (steps[0] - 0.5, steps[-1] + 0.5, -0.5, len(shares) - 0.5)
                 panel.imshow(shares, shades, norm, aspect="auto", origin="lower", extent=span, interpolation="nearest")
-            panel.set_yticks(
-                np.arange(len(RATIO_EDGES)) + 0.5, [f"{edge:g}" for edge in RATIO_EDGES], fontsize="x-small"
-            )
+            labels = [f"{edge:g}" if panel is row[0] else "" for edge in RATIO_EDGES]
+            panel.set_yticks(np.arange(len(RATIO_EDGES)) + 0.5, labels, fontsize="x-small")
             panel.set_title(f"{arm}" if len(place) == 1 else f"{regime}: {arm}", fontsize="small", y=1.0)
         for panel in row[len(methods) :]:
             panel.set_axis_off()

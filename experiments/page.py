@@ -48,7 +48,7 @@ SAMPLES = {"told apart": 24, "all wrong": 8, "all right": 8}
 """Problems shown for each regime: those that methods differ on first."""
 SHOWN = ("main", "bests", "comparisons", "benchmarks", "training")
 """The tables in the middle of the report; verdicts are before, published figures and the cost behind them."""
-APART = 0.75
+APART = 0.8
 """Share of the figures that a process beside this one draws."""
 BADGES = {"reproduced": "yes", "not reproduced": "no", "underpowered": "open", "not run": "open"}
 

@@ -13,7 +13,7 @@ LAYERS = [
     {"rundir"},
     {"surrogates", "advantages", "logprobs", "grading", "muon", "attention", "ranks", "trainstate"},
     {"data", "scores"},
-    {"objective", "rewards", "batching", "models", "adapters", "sharding"},
+    {"objective", "rewards", "batching", "models", "adapters", "sharding", "plan"},
     {"checkpoint", "learner", "measures", "rollout", "tracking"},
     {"evaluation"},
     {"evalfile"},
@@ -76,6 +76,7 @@ def test_only_one_module_imports_vllm_and_only_one_hydra(root):
         "pspo.types",
         "pspo.train",
         "pspo.rundir",
+        "pspo.plan.forecast",
     ],
 )
 def test_light_rooms_need_no_heavy_package(module, root):

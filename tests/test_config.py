@@ -12,6 +12,7 @@ import yaml
 
 from pspo.config import (
     EvalConfig,
+    PlanConfig,
     SftConfig,
     StudyConfig,
     TrainConfig,
@@ -24,7 +25,7 @@ from pspo.config import (
 from pspo.config.compose import CONF, cells, one_line_errors
 from pspo.errors import ConfigError, PspoError
 
-PROGRAMS = {"train": TrainConfig, "sft": SftConfig, "eval": EvalConfig, "study": StudyConfig}
+PROGRAMS = {"train": TrainConfig, "sft": SftConfig, "eval": EvalConfig, "study": StudyConfig, "plan": PlanConfig}
 # conf/study/ is no group but the root of the study program, whose settings share names with groups.
 GROUPS: dict[str, list[str]] = {p.parent.name: [] for p in CONF.glob("*/*.yaml") if p.parent.name != "study"}
 for path in CONF.glob("*/*.yaml"):
@@ -49,9 +50,10 @@ def test_data_without_a_training_part_is_not_trained_on(choice):
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice not in TEST_ONLY])
 def test_every_file_of_every_group_composes(choice):
-    cfg = compose("train", TrainConfig, [choice, *BESIDE.get(choice, [])])
     group, _, name = choice.partition("=")
-    if group in ("surrogate", "model", "data", "prompt"):
+    program = "plan" if group == "gpu" else "train"
+    cfg = compose(program, PROGRAMS[program], [choice, *BESIDE.get(choice, [])])
+    if group in ("surrogate", "model", "data", "prompt", "gpu"):
         assert getattr(cfg, group).name == name
 
 
@@ -196,7 +198,8 @@ def test_run_id_is_what_determines_the_result_and_nothing_else():
 
 
 SOURCE = re.compile(
-    r"\((paper|released code|library default|our choice|data set|SAPO|Qwen2.5-Math scripts|math-evaluation-harness)\b"
+    r"\((paper|released code|library default|our choice|data set|SAPO|Qwen2.5-Math scripts|math-evaluation-harness"
+    r"|data sheet|measured|assumed)\b"
 )
 # What a file is, rather than a value somebody chose.
 NAMES = {"defaults", "name", "kind", "engine", "scale", "regime", "benchmark", "wandb"}

@@ -11,6 +11,8 @@ Two intervals stand beside each other, because they answer different questions a
                             problems of this kind". With few seeds it understates what seeds do.
 
 A difference is paired: it is taken per seed and problem first, so what both arms share cancels.
+
+scipy.stats takes a second to load and is imported where it is used: most of what imports this module only draws.
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 LEVEL = 0.95
 DRAWS = 10_000
@@ -61,6 +62,8 @@ def student_t(values: ArrayLike, level: float = LEVEL) -> Bounds | None:
 
     None where there is no spread to go by: fewer than two, or all alike, which with few seeds is chance, not certainty.
     """
+    from scipy import stats
+
     x_S = np.asarray(values, dtype=np.float64)
     if len(x_S) < 2 or np.ptp(x_S) < 1e-12:
         return None
@@ -101,5 +104,7 @@ def _counts(count: int, start: int, size: int, seed: int, axis: int) -> NDArray[
 
 def wilson(right: int, problems: int, level: float = LEVEL) -> Bounds:
     """Wilson's score interval of a single checkpoint's accuracy, over problems."""
+    from scipy import stats
+
     found = stats.binomtest(right, problems).proportion_ci(confidence_level=level, method="wilson")
     return float(found.low), float(found.high)

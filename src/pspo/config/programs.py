@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, Strict
 
+from pspo.config.machine import Machine
 from pspo.config.schema import (
     FORBID,
     Count,
@@ -223,6 +224,18 @@ class StudyConfig:
     slurm: Slurm
     overrides: tuple[str, ...]
     """Train settings added to every cell, as on the command line of pspo.train."""
+
+
+@dataclass(frozen=True)
+class PlanConfig(TrainConfig):
+    """python -m pspo.plan: a training run, and the devices that it is to run on."""
+
+    gpu: Machine
+    gpus: Annotated[int, Strict(), Field(ge=1, le=65_536)]
+    prompt_tokens: Count | None
+    """Of a prompt, on average; null: an eighth of the most that it may have."""
+    completion_tokens: Count | None
+    """Of a completion, on average; null: as many as it may have."""
 
 
 def needs_device(device: Device, model: Model) -> None:

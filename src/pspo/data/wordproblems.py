@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal, get_args, overload
 
 from pspo.config.schema import WordProblems
@@ -163,6 +164,7 @@ def arithmetic_holds(text: str) -> bool:
     return all(_value(left) == int(right) for left, right in equations(text))
 
 
+@lru_cache(maxsize=1 << 16)  # a study's solutions have few different ones
 def _value(text: str) -> Fraction | None:
     """The value of an expression of whole numbers, + - * / and brackets; None where it has none."""
     try:

@@ -1,0 +1,110 @@
+"""python -m pspo.plan scale=paper gpus=8 gpu=h100: memory, speed, hours and scaling of a run, before it is started.
+
+Takes every setting of pspo.train. Ends with status 1 where the run does not fit, and says what to change.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from pspo.config import PlanConfig, program, warm_start_dir
+from pspo.plan.forecast import GIB, Forecast, forecast, lengths_of, remedies
+from pspo.plan.memory import CONTEXT
+from pspo.plan.shapes import shape_of
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+@program("plan", PlanConfig)
+def main(cfg: PlanConfig) -> None:
+    shape = shape_of(cfg.model, warm_start_dir(cfg))
+    lengths = lengths_of(cfg, cfg.prompt_tokens, cfg.completion_tokens)
+    plan = forecast(cfg, shape, cfg.gpu, cfg.gpus, lengths)
+    print("\n".join([*head(plan), "", *memory_lines(plan), "", *speed_lines(plan), "", *scaling_lines(plan)]))
+    if not plan.fits:
+        sys.exit(1)
+
+
+def head(plan: Forecast) -> list[str]:
+    cfg, shape = plan.cfg, plan.shape
+    return [
+        f"{cfg.model.path or cfg.model.name} ({shape.total / 1e6:,.1f} million parameters) on {cfg.data.name}, "
+        f"{plan.ranks} x {plan.machine.name}",
+        f"a step: {cfg.rollout.prompts} prompts of {plan.lengths.prompt} tokens x {cfg.rollout.group_size} completions "
+        f"of {plan.lengths.completion}, learned from {cfg.learner.passes} times",
+    ]
+
+
+def memory_lines(plan: Forecast) -> list[str]:
+    """Of a device, by part."""
+    learner, engine = plan.learner, plan.engine
+    parts = {
+        "weights": learner.weights,
+        "gradients": learner.gradients,
+        "moments": learner.moments,
+        "reference": learner.reference,
+        "weights in the computing dtype": learner.copies,
+        "activations of the fullest pack": learner.activations,
+        "output head": learner.head,
+        "the learner at its fullest": learner.peak,
+        "engine: weights": engine.weights,
+        "engine: keys and values": engine.cache,
+        "engine: a step": engine.work,
+        "context": CONTEXT[plan.machine.kind],
+        "needed, with fragments": plan.needed,
+    }
+    lines = [
+        f"memory of a device, GiB ({plan.machine.memory_gib:g}, planned with {plan.machine.utilisation:.0%} of it)"
+    ]
+    lines += [f"  {name:<34}{size / GIB:8.2f}" for name, size in parts.items() if size]
+    if plan.fits:
+        spare = (plan.available - plan.needed) / GIB
+        return [*lines, f"  fits; {spare:.1f} to spare. The engine needs {plan.engine_share:.2f} of the device"]
+    lines.append(f"  DOES NOT FIT: {(plan.needed - plan.available) / GIB:.1f} GiB too much. It would with:")
+    found = [f"    {what:<66}{other.step.total:7.2f} s a step" for what, other in remedies(plan)]
+    return [*lines, *(found or ["    nothing that is known here: take a smaller policy, or a device with more memory"])]
+
+
+def speed_lines(plan: Forecast) -> list[str]:
+    step = plan.step
+    phases = {name: getattr(step, name) for name in ("rollout", "learn", "exchange", "optimizer", "sync")}
+    tokens = plan.cfg.rollout.sequences * plan.lengths.completion
+    return [
+        "a step, s",
+        *(f"  {name:<34}{seconds:8.2f}" for name, seconds in phases.items() if seconds),
+        f"  {'together':<34}{step.total:8.2f}   {plan.completions_per_s:,.1f} completions/s, "
+        f"{tokens / step.total:,.0f} completion tokens/s",
+        f"a run of {plan.cfg.steps} steps, its evaluations included: {hours(plan.hours)}, "
+        f"{plan.hours * plan.ranks:,.1f} GPU-hours; checkpoints {plan.checkpoint_bytes / GIB:,.1f} GiB",
+    ]
+
+
+def scaling_lines(plan: Forecast, sizes: Sequence[int] = SIZES) -> list[str]:
+    """The same run over 1 to 1,024 devices, and what stops it."""
+    prompts, sequences = plan.cfg.rollout.prompts, plan.cfg.rollout.sequences
+    lines = [f"{'devices':>8}{'GiB each':>10}{'s a step':>10}{'speed':>8}{'a device':>10}"]
+    one = forecast(plan.cfg, plan.shape, plan.machine, 1, plan.lengths).step.total
+    for ranks in sizes:
+        at = forecast(plan.cfg, plan.shape, plan.machine, ranks, plan.lengths)
+        speed = one / at.step.total
+        notes = [] if at.fits else ["does not fit"]
+        if prompts < ranks <= 2 * prompts:
+            notes.append(f"only {prompts} devices sample: a prompt's completions stay together")
+        if sequences < ranks <= 2 * sequences:
+            notes.append(f"only {sequences} devices learn")
+        figures = f"{at.needed / GIB:>10.1f}{at.step.total:>10.2f}{speed:>8.2f}{speed / ranks:>10.0%}"
+        lines.append(f"{ranks:>8}{figures}  {'; '.join(notes)}".rstrip())
+    return [
+        *lines,
+        f"A step has {prompts} prompts and {sequences} completions to deal, and no more for more devices than that.",
+        "Runs of a study share nothing: one on each device, or on the fewest that hold it, scale to their number.",
+    ]
+
+
+def hours(value: float) -> str:
+    return f"{60 * value:.0f} min" if value < 1 else f"{value:.1f} h"
+
+
+if __name__ == "__main__":
+    main()

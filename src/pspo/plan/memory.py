@@ -1,0 +1,179 @@
+"""Memory of a rank's device, part by part: the learner's at its fullest moments, and the sampling engine's.
+
+Counted from the settings and the policy's sizes alone: what each part is, and which code it comes from, stands beside
+it. Compared with what was measured in tests/test_plan.py and docs/scaling.md. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pspo.config import TrainConfig, schema
+from pspo.plan.shapes import Shape
+
+FP32, BF16 = 4, 2
+BYTES = {"float32": FP32, "bfloat16": BF16}
+TILE = {"cpu": 4 << 20, "cuda": 128 << 20}
+"""One tile of logits (pspo.logprobs)."""
+CONTEXT = {"cpu": 0, "cuda": 1 << 30}
+"""What a process takes of a device before any tensor: CUDA's context, cuBLAS's workspaces, NCCL's buffers. Assumed."""
+SPARE = 0.05
+"""Share of the learner's tensors that the caching allocator holds beside them. Assumed."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a prompt, and of each of the completions that share it."""
+
+    prompt: int
+    completion: int
+
+    def pack_tokens(self, prompts: float, group_size: int) -> float:
+        """Of so many groups in packs: a prompt once, and all of a completion but its last token."""
+        return prompts * (self.prompt + group_size * (self.completion - 1))
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What goes through the policy at once: `tokens` rows, `targets` log-probs, `keys` that attention gathers (for a
+    completion those of its prompt and its own), of which a row sees `context` on average."""
+
+    tokens: float
+    targets: float
+    keys: float
+    context: float
+
+
+def packs_of(cfg: TrainConfig, lengths: Lengths, ranks: int) -> tuple[int, Pack]:
+    """Into how many equal packs one of `ranks` lays its share of an update, and one of them; every completion as long
+    as `lengths` says. A rank has a sequence at least, where there are any."""
+    size = cfg.rollout.group_size if cfg.train_on == "samples" else 1
+    prompts = max(1 / size, cfg.rollout.prompts / cfg.learner.minibatches / ranks)
+    tokens = max(lengths.pack_tokens(prompts, size), lengths.pack_tokens(1, 1))
+    targets = prompts * size * lengths.completion
+    keys = targets + prompts * (size + 1) * lengths.prompt
+    count = max(1, math.ceil(tokens / cfg.learner.token_budget))
+    return count, Pack(tokens / count, targets / count, keys / count, (lengths.prompt + lengths.completion) / 2)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Bytes of the learner on one rank.
+
+    weights      what is learned, in fp32 (with LoRA: the frozen weights in the model's dtype, and the adapters)
+    gradients    of the same, at the end of the backward pass
+    moments      Adam's two
+    reference    a second policy for the KL term
+    copies       in bfloat16: autocast's copies of the layers' weights; of a sharded policy, what is whole at a time
+    activations  of the fullest pack
+    head         the output weight's copy, its gradient, and tiles of logits
+    embedding    the embedding's gradient, before it is added to what the head has left
+    """
+
+    weights: int
+    gradients: int
+    moments: int
+    reference: int
+    copies: int
+    activations: int
+    head: int
+    embedding: int
+    several_packs: bool
+
+    @property
+    def peak(self) -> int:
+        """At the fullest of two moments: where the backward pass begins, and where it ends. With several packs the
+        gradients of those before are there from the beginning."""
+        held = self.weights + self.moments + self.reference
+        begins = self.activations + self.copies + self.head + (self.gradients if self.several_packs else 0)
+        ends = self.gradients + self.embedding
+        return held + max(begins, ends)
+
+
+def learning(cfg: TrainConfig, shape: Shape, ranks: int, packs: int, pack: Pack) -> Learning:
+    """Of one of `ranks` ranks whose share of an update is `packs` like `pack`."""
+    bf16, lora = cfg.model.dtype == "bfloat16", cfg.model.lora
+    adapters = 0 if lora is None else adapter_parameters(shape, lora)
+    frozen = shape.total if lora is not None else 0
+    learned = adapters if lora is not None else shape.total
+    width = BYTES[cfg.model.dtype]
+    output = shape.embedding
+    if ranks == 1:
+        copies = BF16 * shape.layers * shape.layer if bf16 and lora is None else 0
+        weight_copy = BF16 * output if bf16 and lora is None else 0
+    else:  # layers are gathered one ahead, and given to the reduction in the dtype of what is learned
+        copies = width * 2 * shape.layer + FP32 * shape.layer
+        weight_copy = width * output * (1 if shape.tied else 2)
+    head_gradient = 0 if lora is not None else width * output + (FP32 * output if bf16 else 0)
+    tiles = 2 * TILE[cfg.device] + (TILE[cfg.device] // 2 if bf16 and cfg.device == "cuda" else 0)
+    # What is rounded to fp32 once the tiles are gone, or the tiles while the gradient is summed up.
+    head = weight_copy + width * output * (lora is None) + max(tiles, head_gradient - width * output)
+    return Learning(
+        weights=(width * frozen + FP32 * learned) // ranks,
+        gradients=FP32 * learned // ranks,
+        moments=(2 * FP32 * learned if cfg.learner.optimizer == "adamw" else 0) // ranks,
+        reference=FP32 * shape.total // ranks if cfg.learner.kl_coef and lora is None else 0,
+        copies=copies,
+        activations=activations(cfg, shape, ranks, pack),
+        head=head,
+        embedding=FP32 * shape.embedding if lora is None else 0,
+        several_packs=packs > 1,
+    )
+
+
+def activations(cfg: TrainConfig, shape: Shape, ranks: int, pack: Pack) -> int:
+    """What the backward pass of one pack needs of its forward pass, by what transformers' Qwen2 layers save.
+
+    In a layer, for a row: two norms, which save their input and what they have normalised; the linear layers' inputs;
+    queries and attention's output, before and after they are put in the rows' order; of the MLP the gate, its silu, the
+    other half and their product. Keys and values are those gathered. Under autocast the stream is in fp32, and each
+    linear layer saves a copy of its input for itself; in a sharded policy the stream is in bfloat16.
+    """
+    h, m, kv = shape.hidden_size, shape.mlp_size, shape.kv_size
+    if cfg.model.dtype == "float32":
+        row, key, stream = FP32 * (6 * h + 4 * h + 4 * m), FP32 * 2 * kv, FP32 * h
+    elif ranks == 1 and cfg.model.lora is None:
+        row, key, stream = FP32 * 4 * h + BF16 * (5 * h + 2 * h + 4 * m), BF16 * 2 * kv, FP32 * h
+    else:
+        row, key, stream = FP32 * 2 * h + BF16 * (4 * h + 2 * h + 4 * m), BF16 * 2 * kv, BF16 * h
+    layer = row * pack.tokens + key * pack.keys
+    ends = BYTES[cfg.model.dtype] * h * pack.targets + FP32 * h * pack.tokens  # the head's input, the last norm's
+    if cfg.learner.gradient_checkpointing:
+        return math.ceil(shape.layers * stream * pack.tokens + layer + ends)
+    return math.ceil(shape.layers * layer + ends)
+
+
+def adapter_parameters(shape: Shape, lora: schema.Lora) -> int:
+    """Of rank-r adapters: r (in + out) of each adapted linear layer."""
+    h, m, kv = shape.hidden_size, shape.mlp_size, shape.kv_size
+    sizes = {"q_proj": 2 * h, "k_proj": h + kv, "v_proj": h + kv, "o_proj": 2 * h} | dict.fromkeys(
+        ("gate_proj", "up_proj", "down_proj"), h + m
+    )
+    adapted = sizes if "all-linear" in lora.targets else {name for name in sizes if name in lora.targets}
+    return shape.layers * lora.rank * sum(sizes[name] for name in adapted)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Bytes of a rank's engine: its own copy of the weights, keys and values of all that is sampled at once, and what a
+    step of it takes."""
+
+    weights: int
+    cache: int
+    work: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.work
+
+
+def sampling(cfg: TrainConfig, shape: Shape, ranks: int, longest: int) -> Sampling:
+    """`longest`: tokens of prompt and completion together."""
+    width = BYTES[cfg.rollout.dtype]
+    mine = -(-cfg.rollout.prompts // ranks) * cfg.rollout.group_size
+    at_once = min(mine, cfg.rollout.vllm.max_sequences) if cfg.rollout.vllm is not None else mine
+    token = 2 * width * shape.layers * shape.kv_size
+    # Logits in fp32, their softmax and a sorted copy; and the rows of a prefill through the MLP.
+    work = 3 * FP32 * at_once * shape.vocabulary + 8192 * width * (2 * shape.mlp_size + 4 * shape.hidden_size)
+    return Sampling(weights=width * shape.total, cache=token * at_once * longest, work=work)

@@ -1,0 +1,104 @@
+"""Sizes of a policy, from its config.json or settings, and the parameters that follow. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pspo.config import schema
+from pspo.data.tokenizer import VOCABULARY
+from pspo.errors import PspoError
+
+KNOWN = Path(__file__).with_name("shapes.yaml")
+
+FIELDS = {
+    "hidden_size": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "mlp_size": "intermediate_size",
+    "vocabulary": "vocab_size",
+    "tied": "tie_word_embeddings",
+}
+"""Ours -> those of config.json."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen2-architecture policy: attention with grouped heads and biases on q, k and v, a gated MLP, two norms."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp_size: int
+    vocabulary: int
+    tied: bool
+
+    @property
+    def kv_size(self) -> int:
+        """Width of the keys, and of the values, of one token in one layer."""
+        return self.kv_heads * (self.hidden_size // self.heads)
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one layer."""
+        h, k, m = self.hidden_size, self.kv_size, self.mlp_size
+        return 2 * h * h + h + 2 * (h * k + k) + 3 * h * m + 2 * h
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of the embedding; the output head has as many, its own or the same."""
+        return self.vocabulary * self.hidden_size
+
+    @property
+    def total(self) -> int:
+        return self.layers * self.layer + self.embedding * (1 if self.tied else 2) + self.hidden_size
+
+
+def shape_of(model: schema.Model, made: Path | None = None) -> Shape:
+    """Of the policy that a config names: of the directory or the stored hub files, or from shapes.yaml. Of one that is
+    made here (`made`: where, if it has been), whose vocabulary is at most so large before that.
+
+    Raises PspoError where none of them has it.
+    """
+    if model.path is None:
+        assert model.arch is not None  # checked by the schema
+        if made is not None and (made / "config.json").is_file():
+            return read_shape(made / "config.json")
+        arch = model.arch
+        sizes = (arch.hidden_size, arch.layers, arch.heads, arch.kv_heads, arch.mlp_size)
+        return Shape(*sizes, vocabulary=VOCABULARY, tied=arch.tie_embeddings)
+    if Path(model.path).is_dir():
+        return read_shape(Path(model.path) / "config.json")
+    if (stored := _stored(model.path, model.revision)) is not None:
+        return read_shape(stored)
+    known = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
+    if model.path not in known:
+        raise PspoError(f"{model.path}: its sizes are not known here; fetch it first, or name its directory")
+    return Shape(**known[model.path])
+
+
+def read_shape(path: Path) -> Shape:
+    """From a checkpoint's config.json; raises PspoError where it is not there, or lacks a size."""
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PspoError(f"{path}: no sizes can be read: {error}") from error
+    missing = [theirs for ours, theirs in FIELDS.items() if theirs not in config and ours not in ("tied", "kv_heads")]
+    if missing:
+        raise PspoError(f"{path}: does not say {', '.join(missing)}")
+    config = {"num_key_value_heads": config["num_attention_heads"], "tie_word_embeddings": False, **config}
+    return Shape(**{ours: config[theirs] for ours, theirs in FIELDS.items()})
+
+
+def _stored(hub_id: str, revision: str | None) -> Path | None:
+    """config.json of a hub repository, where it is on this machine; nothing is fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    return Path(found) if isinstance(found, str) else None

@@ -1,0 +1,266 @@
+"""The plan beside what was measured: parameters, memory, time; and what it says of a run that does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from pspo.config import TrainConfig, compose, load_yaml
+from pspo.config.compose import CONF
+from pspo.config.machine import Machine
+from pspo.errors import PspoError
+from pspo.plan.forecast import Forecast, forecast, lengths_of, remedies
+from pspo.plan.memory import Lengths, Pack, adapter_parameters, learning
+from pspo.plan.shapes import Shape, read_shape, shape_of
+from pspo.plan.speed import pass_s, rollout_s
+
+WITHIN = pytest.approx(1.0, abs=0.2)
+"""What a plan may be off by."""
+QWEN = 151_936
+
+
+def machine(name: str) -> Machine:
+    return load_yaml(CONF / "gpu" / f"{name}.yaml", Machine)
+
+
+def results(root: Path, name: str) -> Any:
+    return json.loads((root / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def plan_of(*overrides: str, gpu: str = "h100", ranks: int = 1) -> Forecast:
+    cfg = compose("train", TrainConfig, ["scale=paper", *overrides])
+    return forecast(cfg, shape_of(cfg.model), machine(gpu), ranks, lengths_of(cfg))
+
+
+# --- parameters ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_those_of_the_model(tied: bool, tmp_path: Path) -> None:
+    from pspo.config.schema import Architecture
+    from pspo.models import build
+
+    model = build(Architecture(96, 3, 6, 2, 160, 64, 1e4, tied), 211, eos_id=1, pad_id=0, seed=0)
+    model.save_pretrained(tmp_path)
+    shape = read_shape(tmp_path / "config.json")
+    assert shape == Shape(96, 3, 6, 2, 160, 211, tied)
+    assert shape.total == sum(p.numel() for p in model.parameters())
+    assert shape.layer == sum(p.numel() for p in model.model.layers[0].parameters())
+
+
+def test_parameters_of_the_papers_models() -> None:
+    """As their model cards count them: 0.49 and 1.54 billion, 0.36 and 1.31 without the embedding."""
+    for name, total, without in (("qwen2_5_0_5b", 0.49, 0.36), ("qwen2_5_1_5b", 1.54, 1.31)):
+        shape = shape_of(compose("train", TrainConfig, ["scale=paper", f"model={name}"]).model)
+        assert round(shape.total / 1e9, 2) == total
+        assert round((shape.total - shape.embedding) / 1e9, 2) == without
+
+
+def test_a_policy_that_nobody_knows_is_one_line(tmp_path: Path) -> None:
+    model = compose("train", TrainConfig, ["scale=paper"]).model
+    with pytest.raises(PspoError, match="someone/something: its sizes are not known here"):
+        shape_of(replace(model, path="someone/something"))
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(PspoError, match=r"config\.json: does not say num_hidden_layers"):
+        shape_of(replace(model, path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("targets", ["[all-linear]", "[q_proj,v_proj]", "[down_proj,k_proj,o_proj]"])
+def test_parameters_of_adapters(targets: str) -> None:
+    from pspo.adapters import add_lora
+    from pspo.models import build
+
+    cfg = compose("train", TrainConfig, ["lora=all_linear", f"model.lora.targets={targets}"])
+    assert cfg.model.arch is not None and cfg.model.lora is not None
+    model = build(cfg.model.arch, 211, eos_id=1, pad_id=0, seed=0)
+    add_lora(model, cfg.model.lora, seed=0)
+    shape = Shape(128, 4, 4, 2, 256, 211, True)
+    assert adapter_parameters(shape, cfg.model.lora) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def lengths_of_the_benchmark(groups: int, group_size: int) -> list[tuple[int, int]]:
+    """Prompt and completion of each sample of benchmarks/learner.py."""
+    draw, found = random.Random(0), []
+    for _ in range(groups):
+        prompt = len([draw.randrange(2, QWEN) for _ in range(draw.randint(60, 160))])
+        for _ in range(group_size):
+            length = min(256, max(20, round(draw.lognormvariate(4.499809670330265, 0.6))))
+            for _ in range(length):
+                draw.randrange(2, QWEN)
+            for _ in range(length):
+                draw.gauss(0, 0.3)
+            draw.gauss(0, 1)
+            found.append((prompt, length))
+    return found
+
+
+@pytest.mark.parametrize(("name", "kv_heads"), [("learner", 2), ("learner-cuda", 7)])
+def test_memory_is_what_the_benchmark_measured(root: Path, name: str, kv_heads: int) -> None:
+    measured = results(root, name)
+    options = measured["options"]
+    samples = lengths_of_the_benchmark(options["groups"], options["group_size"])
+    assert sum(prompt + completion for prompt, completion in samples) == measured["tokens"]["all"]
+    cfg = compose("train", TrainConfig, [])
+    if options["device"] == "cuda":
+        cfg = replace(cfg, device="cuda", model=replace(cfg.model, dtype="bfloat16"))
+    shape = Shape(
+        options["hidden"], options["layers"], options["hidden"] // 64, kv_heads, 4 * options["hidden"], QWEN, True
+    )
+    prompts = sum(prompt for prompt, _ in samples[:: options["group_size"]])
+    completions = measured["tokens"]["completions"]
+    keys = completions + prompts * (options["group_size"] + 1)
+    pack = Pack(prompts + completions - len(samples), completions, keys, 100)
+    planned = learning(cfg, shape, 1, 1, pack)
+    assert planned.peak / 2**20 / measured["peak_memory_mib"]["ours"] == WITHIN
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
+@pytest.mark.parametrize(
+    ("width", "layers", "vocabulary", "groups", "overrides"),
+    [
+        (512, 6, 8_192, 2, ()),  # weights
+        (256, 6, 512, 8, ("learner.token_budget=16384",)),  # activations
+        (256, 6, 512, 8, ("learner.token_budget=1024",)),  # the same in several packs
+        (256, 12, 512, 8, ("learner.token_budget=16384", "learner.gradient_checkpointing=true")),
+        (256, 2, 120_000, 2, ()),  # the head
+    ],
+)
+def test_memory_is_what_an_update_takes(
+    root: Path, width: int, layers: int, vocabulary: int, groups: int, overrides: tuple[str, ...]
+) -> None:
+    settings = ["surrogate=clip", *overrides]
+    asked = repr((width, layers, vocabulary, groups, settings))
+    given_back = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
+    done = subprocess.run(
+        [sys.executable, "tests/programs/peak_of_update.py", asked],
+        cwd=root,
+        env={**os.environ, **given_back, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    cfg = compose("train", TrainConfig, settings)
+    tokens, targets = groups * (59 + 8 * 39), groups * 8 * 40
+    packs = -(-tokens // cfg.learner.token_budget)
+    keys = targets + groups * 9 * 59
+    pack = Pack(tokens / packs, targets / packs, keys / packs, 79)
+    planned = learning(
+        cfg, Shape(width, layers, width // 64, width // 128, 4 * width, vocabulary, True), 1, packs, pack
+    )
+    assert planned.peak / 2**20 / float(done.stdout) == WITHIN
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+def test_time_of_a_learners_step_is_what_the_benchmark_measured(root: Path) -> None:
+    """From 4,000 to 38,000 tokens, from groups of 2 to groups of 16, and a policy 13 times as large."""
+    lines = [line for line in results(root, "growth")["lines"] if (line["ranks"], line["threads"]) == (1, 1)]
+    assert len(lines) == 10
+    cfg = compose("train", TrainConfig, [])
+    for line in lines:
+        width, layers = {"0.6 M": (128, 4), "8 M": (384, 6)}[line["policy"]]
+        shape = Shape(width, layers, width // 32, width // 64, 2 * width, 369, True)
+        size, samples = line["group_size"], line["problems"] * line["group_size"]
+        prompts = (line["tokens"] - line["tokens_with_shared_prompts"] - samples) / (size - 1)
+        completions = line["tokens"] - size * prompts
+        count = max(4, -(-line["tokens_with_shared_prompts"] // 2048))
+        keys = completions + prompts * (size + 1)
+        pack = Pack(line["tokens_with_shared_prompts"] / count, completions / count, keys / count, 39)
+        planned = count * pass_s(cfg, shape, machine("cpu"), 1, pack)
+        assert planned / median(line["seconds"]) == WITHIN, line
+
+
+def test_time_of_sampling_is_what_the_benchmark_measured(root: Path) -> None:
+    cfg = compose("train", TrainConfig, [])
+    shape = Shape(128, 4, 4, 2, 256, 369, True)
+    for prompts, found in results(root, "engine")["sizes"].items():
+        measured = median(found["tokens_per_s"]["ours"])
+        sequences = 8 * int(prompts)
+        planned = sequences * 30 / rollout_s(cfg, shape, machine("cpu"), sequences, Lengths(48, 30))
+        assert planned / measured == WITHIN, prompts
+
+
+def test_time_of_an_update_on_a_gpu_is_what_the_benchmark_measured(root: Path) -> None:
+    measured = results(root, "learner-cuda")
+    samples = lengths_of_the_benchmark(8, 8)
+    prompts, completions = sum(prompt for prompt, _ in samples[::8]), measured["tokens"]["completions"]
+    pack = Pack(prompts + completions - 64, completions, completions + 9 * prompts, 100)
+    cfg = compose("train", TrainConfig, ["scale=paper"])
+    planned = pass_s(cfg, Shape(896, 12, 14, 7, 3584, QWEN, True), machine("h200"), 1, pack)
+    seconds = measured["tokens"]["all"] / median(measured["tokens_per_s"]["8"]["ours"])
+    assert planned / seconds == WITHIN
+
+
+# --- what it says ----------------------------------------------------------------------------------------------------
+
+
+def test_every_device_can_be_planned_for() -> None:
+    for path in sorted((CONF / "gpu").glob("*.yaml")):
+        assert machine(path.stem).name == path.stem
+
+
+def test_more_devices_need_less_each_and_take_no_longer_until_prompts_run_out() -> None:
+    plans = [plan_of("data=math", "prompt=boxed", "sampling=boxed", ranks=ranks) for ranks in (1, 2, 4, 8)]
+    needed, seconds = [plan.needed for plan in plans], [plan.step.total for plan in plans]
+    assert needed == sorted(needed, reverse=True) and seconds == sorted(seconds, reverse=True)
+    assert all(plan.step.exchange >= 0 for plan in plans)
+
+
+@pytest.mark.parametrize(
+    ("setting", "part"),
+    [
+        ("learner.optimizer=sgd", "moments"),
+        ("lora=all_linear", "gradients"),
+        ("learner.gradient_checkpointing=true", "activations"),
+        ("learner.token_budget=4096", "activations"),
+    ],
+)
+def test_what_spares_memory(setting: str, part: str) -> None:
+    more, less = (
+        plan_of("data=math", "prompt=boxed", "sampling=boxed"),
+        plan_of("data=math", "prompt=boxed", "sampling=boxed", setting),
+    )
+    assert getattr(less.learner, part) < getattr(more.learner, part) / 2 and less.needed < more.needed
+
+
+def test_a_run_that_does_not_fit_is_told_what_makes_it_fit() -> None:
+    plan = plan_of("data=math", "prompt=boxed", "sampling=boxed", gpu="rtx4090")
+    assert not plan.fits
+    found = list(remedies(plan))
+    assert len(found) > 1 and all(other.fits for _, other in found)
+    settings, other = found[0]
+    again = [text for text in settings.split() if not text.startswith("gpus=")]
+    typed = plan_of("data=math", "prompt=boxed", "sampling=boxed", *again, gpu="rtx4090", ranks=other.ranks)
+    assert typed.fits and typed.needed == other.needed
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["scale=paper", "gpus=8", "gpu=h100"], 0, ["8 x h100", "fits;", "GPU-hours", "    1024", "completions/s"]),
+        (["scale=paper", "gpu=rtx4090"], 1, ["DOES NOT FIT", "gradient_checkpointing=true"]),
+        (["scale=paper", "gpu=abacus"], 2, ["gpu", "must be one of", "h100"]),
+        (["scale=paper", "gpus=0"], 2, ["gpus", "greater than or equal to 1"]),
+        (["models=/nowhere", "gpu=cpu"], 0, ["tiny (0.6 million parameters)", "1 x cpu"]),
+    ],
+)
+def test_the_program(root: Path, words: list[str], status: int, says: list[str]) -> None:
+    command = [sys.executable, "-m", "pspo.plan", *words]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status, done.stderr
+    assert all(text in done.stdout + done.stderr for text in says), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
