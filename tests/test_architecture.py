@@ -17,7 +17,7 @@ LAYERS = [
     {"checkpoint", "learner", "measures", "rollout", "tracking"},
     {"evaluation"},
     {"evalfile"},
-    {"startup"},
+    {"startup", "doctor"},
     {"exams"},
     {"run", "sft"},
     {"train"},

@@ -21,7 +21,7 @@ from pspo.errors import PspoError
 from pspo.plan.forecast import Forecast, forecast, lengths_of, remedies
 from pspo.plan.memory import Lengths, Pack, adapter_parameters, learning
 from pspo.plan.shapes import Shape, read_shape, shape_of
-from pspo.plan.speed import pass_s, rollout_s
+from pspo.plan.speed import pass_s, rollout_s, step_of
 
 WITHIN = pytest.approx(1.0, abs=0.2)
 """What a plan may be off by."""
@@ -192,6 +192,14 @@ def test_time_of_sampling_is_what_the_benchmark_measured(root: Path) -> None:
         sequences = 8 * int(prompts)
         planned = sequences * 30 / rollout_s(cfg, shape, machine("cpu"), sequences, Lengths(48, 30))
         assert planned / measured == WITHIN, prompts
+
+
+def test_time_of_a_whole_step_is_what_the_benchmark_measured(root: Path) -> None:
+    measured = results(root, "step")["runs"]["vllm"]
+    cfg = compose("train", TrainConfig, [])
+    planned = step_of(cfg, Shape(128, 4, 4, 2, 256, 369, True), machine("cpu"), 1, Lengths(48, 30))
+    assert planned.total / median(one["step"] for one in measured) == WITHIN
+    assert planned.rollout / median(one["rollout"] for one in measured) == WITHIN
 
 
 def test_time_of_an_update_on_a_gpu_is_what_the_benchmark_measured(root: Path) -> None:

@@ -33,6 +33,8 @@ class Machine:
     """Of a step of the sampling engine beside what it computes."""
     engine_sequence_ms: NonNegative
     """The same, for each sequence in it."""
+    start_s: NonNegative
+    """Of a run before its first step."""
     link_gbs: Positive
     """Between devices of a node, GB/s in one direction."""
     network_gbs: Positive

@@ -9,7 +9,7 @@ from pspo.config import TrainConfig, schema
 from pspo.config.machine import Machine
 from pspo.plan.memory import CONTEXT, SPARE, Learning, Lengths, Sampling, learning, packs_of, sampling
 from pspo.plan.shapes import Shape
-from pspo.plan.speed import START_S, Step, rollout_s, step_of
+from pspo.plan.speed import Step, rollout_s, step_of
 
 GIB = 1 << 30
 
@@ -54,7 +54,7 @@ class Forecast:
         """Of the whole run: start, steps, validations and the test part at the end, of its last and best policy."""
         ends = self.cfg.eval
         test = (problems_of(self.cfg.data, ends.test_problems) or 0) if ends.at_end else 0
-        seconds = START_S + self.cfg.steps * self.step.total
+        seconds = self.machine.start_s + self.cfg.steps * self.step.total
         seconds += validations_of(self.cfg) * self.evaluation_s(ends.validation_problems) + 2 * self.evaluation_s(test)
         return seconds / 3600
 

@@ -11,8 +11,6 @@ from pspo.plan.memory import BF16, BYTES, FP32, Lengths, Pack, activations, pack
 from pspo.plan.shapes import Shape
 
 GIGA, TERA = 1e9, 1e12
-START_S = 180.0
-"""Of a run before its first step: imports, weights, engine. Assumed."""
 
 
 @dataclass(frozen=True)
