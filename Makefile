@@ -47,8 +47,9 @@ doctor: setup ## what a run needs of this machine, a line each: ok or what to do
 	$(PY) -m pspo.doctor scale=$(SCALE) $(ENGINE) $(ARGS)
 
 plan: setup ## what a run and every study take: memory, hours, scaling (SCALE, GPU=h100, GPUS=8, ARGS; docs/scaling.md)
-	$(PY) -m pspo.plan scale=$(SCALE) gpu=$(GPU) gpus=$(GPUS) $(ARGS)
-	$(PY) experiments/plan.py scale=$(SCALE) gpu=$(GPU) gpus=$(GPUS) $(ARGS)
+	@status=0; $(PY) -m pspo.plan scale=$(SCALE) gpu=$(GPU) gpus=$(GPUS) $(ARGS) || status=$$?; \
+		if [[ $$status -le 1 ]]; then echo; $(PY) experiments/plan.py scale=$(SCALE) gpu=$(GPU) gpus=$(GPUS) $(ARGS); fi; \
+		exit $$status
 
 chaos: setup ## N kills of a small run at random moments (N, SEED, ARGS="--jobs 2 --json FILE"); any difference is an error
 	$(PY) experiments/chaos.py $(N) --seed $(SEED) $(ARGS)

@@ -211,6 +211,11 @@ BESIDE_LEGEND = [
 ]
 
 
+def forecast_text(one: Cost) -> str:
+    unlike = f" ({one.unlike} runs changed)" if one.unlike else ""
+    return NONE if one.forecast is None else f"{one.forecast:,.0f}{unlike}"
+
+
 COST_COLUMNS: list[Column[Cost]] = [
     Column("scale", lambda one: one.scale),
     Column("model", lambda one: one.model),
@@ -222,14 +227,15 @@ COST_COLUMNS: list[Column[Cost]] = [
     Column("tokens learned from, at most", lambda one: f"{one.learned:,}"),
     Column("completions of evaluations", lambda one: NONE if one.evaluated is None else f"{one.evaluated:,}"),
     Column("hours", lambda one: NONE if one.hours is None else f"{one.hours:.2f} of {one.done} runs"),
-    Column("GPU-hours, forecast", lambda one: NONE if one.forecast is None else f"{one.forecast:,.0f}"),
+    Column("GPU-hours, forecast", forecast_text),
 ]
 COST_LEGEND = [
     "Counted from the settings: all runs of a model and data set. Tokens are limits, and each pass over a batch "
     "counts. Evaluations: validations, the test part for the last and the best policy, and the study's benchmarks. "
     "Hours: measured, of training with its validations and checkpoints, each run for itself though two shared the "
-    "machine; none where nothing was run. GPU-hours: of one H100 a run, every completion as long as it may be, from a "
-    "model of the machine of which parts are assumed (docs/scaling.md); evaluations included.",
+    "machine; none where nothing was run. GPU-hours: on H100s, every completion as long as it may be, evaluations "
+    "included, from a model of the machine of which parts are assumed (docs/scaling.md); changed: runs that do not fit "
+    "on one as they are set up, with smaller packs, layers computed twice, or more devices.",
 ]
 
 

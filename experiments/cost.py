@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarking import evaluations_of
 from complete import grouped, metrics_of
-from forecasts import forecast_of, hours_of, machine
+from forecasts import device_hours, forecast_of, machine
 from pspo.config import StudyConfig
 from pspo.config.programs import TrainConfig
 from pspo.errors import PspoError
@@ -31,8 +31,9 @@ class Cost:
                  benchmarks; None where a data set does not say how many problems it has
     hours        of the `done` runs, steps with evaluations and checkpoints between them; loading and the evaluation at
                  the end are not in it. Runs beside each other count each. None: none is complete.
-    forecast     GPU-hours of all of them and all their evaluations, a run on each GPU (forecasts.py); None where they
-                 run on a CPU, or the policy's sizes are not known
+    forecast     GPU-hours of all of them and all their evaluations (forecasts.py); None where they run on a CPU, the
+                 policy's sizes are not known, or one fits nowhere
+    unlike       how many of them fit on one GPU only with other settings, or need several
     """
 
     scale: str
@@ -47,6 +48,7 @@ class Cost:
     evaluated: int | None
     hours: float | None
     forecast: float | None
+    unlike: int
 
     @property
     def group(self) -> str:
@@ -74,6 +76,7 @@ def cost_of(cells: Sequence[Cell], study: Study, cfg: StudyConfig) -> Cost:
     evaluations = [evaluated_by(cell, study, cfg) for cell in cells]
     complete = [cell for cell in cells if cell.complete]
     sequences = [sequences_of(cell.cfg) for cell in cells]
+    forecast, unlike = gpu_hours(cells, study, cfg)
     return Cost(
         cfg.scale,
         *place(cells[0]),
@@ -92,17 +95,22 @@ def cost_of(cells: Sequence[Cell], study: Study, cfg: StudyConfig) -> Cost:
         ),
         evaluated=None if None in evaluations else sum(one for one in evaluations if one is not None),
         hours=sum(seconds_of(cell) for cell in complete) / 3600 if complete else None,
-        forecast=gpu_hours(cells, study, cfg),
+        forecast=forecast,
+        unlike=unlike,
     )
 
 
-def gpu_hours(cells: Sequence[Cell], study: Study, cfg: StudyConfig) -> float | None:
+def gpu_hours(cells: Sequence[Cell], study: Study, cfg: StudyConfig) -> tuple[float | None, int]:
+    """Of all of them, and how many are not as they are set up."""
     if any(cell.cfg.device == "cpu" for cell in cells):
-        return None
+        return None, 0
     try:
-        return sum(hours_of(cell, study, cfg, forecast_of(cell, machine())) for cell in cells)
+        plans = [forecast_of(cell, machine()) for cell in cells]
     except PspoError:  # a policy of one's own, which is not on this machine
-        return None
+        return None, 0
+    hours = [device_hours(cell, study, cfg, plan) for cell, plan in zip(cells, plans, strict=True)]
+    known = [one for one in hours if one is not None]
+    return sum(known) if len(known) == len(hours) else None, sum(not plan.fits for plan in plans)
 
 
 def sequences_of(cfg: TrainConfig) -> int:

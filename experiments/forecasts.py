@@ -9,7 +9,7 @@ from benchmarking import evaluations_of
 from pspo.config import StudyConfig, load_yaml
 from pspo.config.compose import CONF
 from pspo.config.machine import Machine
-from pspo.plan.forecast import Forecast, forecast, lengths_of, problems_of
+from pspo.plan.forecast import Forecast, fitting, forecast, lengths_of, problems_of
 from pspo.plan.shapes import shape_of
 from studies import Cell, Study
 
@@ -29,12 +29,17 @@ def forecast_of(cell: Cell, on: Machine, prompt: int | None = None, completion: 
     return forecast(cell.cfg, shape, on, 1, lengths_of(cell.cfg, prompt, completion))
 
 
-def hours_of(cell: Cell, study: Study, cfg: StudyConfig, plan: Forecast) -> float:
-    """Of the run with all its evaluations: also the study's benchmarks, of its last and its best policy. A data set
-    that does not say how many problems it has counts none."""
-    seconds = 3600 * plan.hours
+def device_hours(cell: Cell, study: Study, cfg: StudyConfig, plan: Forecast) -> float | None:
+    """Of the run with all its evaluations: also the study's benchmarks, of its last and its best policy, each a program
+    of its own. With the first remedy where it does not fit; None where there is none. A data set that does not say how
+    many problems it has counts none."""
+    found = fitting(plan)
+    if found is None:
+        return None
+    seconds = 3600 * found.hours
     for asked in evaluations_of(cell, study, cfg).values():
-        each = sum(1 if T == 0 else asked.samples for T in asked.temperatures)
-        completions = (problems_of(asked.data, asked.limit) or 0) * each
-        seconds += 2 * replace(plan, cfg=replace(cell.cfg, eval=asked.eval)).evaluation_s(completions)
-    return seconds / 3600
+        there = replace(found, cfg=replace(found.cfg, eval=asked.eval))
+        problems = problems_of(asked.data, asked.limit) or 0
+        each = sum(there.evaluation_s(problems, 1 if T == 0 else asked.samples) for T in asked.temperatures)
+        seconds += 2 * (found.machine.start_s + each)
+    return found.ranks * seconds / 3600

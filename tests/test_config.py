@@ -36,6 +36,7 @@ BESIDE = {
     "experiment=custom": ["steps=3"],
     "sampling=released": ["scale=paper"],
     "sampling=boxed": ["scale=paper"],
+    "gpu=cpu": ["scale=cpu"],
     **{f"data={name}": ["model=qwen2_5_0_5b"] for name in GROUPS["data"] if name != "wordproblems"},
 }
 TEST_ONLY = ["data=asdiv", "data=math500"]

@@ -50,7 +50,7 @@ from pspo.rewards import rewards_of
 from pspo.rollout import Decoding, make_sampler
 from pspo.rundir import Place
 from pspo.seeds import derive
-from pspo.startup import data_reports, load_parts, origins, prepare, starting_checkpoint
+from pspo.startup import data_reports, load_parts, origins, planned, prepare, starting_checkpoint
 from pspo.stopping import Stop, Stopped
 from pspo.tracking import Tracker
 from pspo.trainstate import GENERATOR, generator_tensors, seed_generators, set_generators
@@ -96,7 +96,11 @@ class Run:
             self.place.check()
             write_whole(self.dir / "data.json", json.dumps(reports, indent=1) + "\n")
         longest = cfg.rollout.max_prompt_tokens + max(cfg.rollout.max_new_tokens, cfg.eval.max_new_tokens)
-        make = partial(make_sampler, checkpoint, cfg.rollout, self.tokenizer, cfg.device, longest, self.prompter.ends)
+        rollout = cfg.rollout
+        if cfg.device == "cuda":
+            memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+            rollout = planned(cfg, checkpoint, self.ranks, memory / 2**30)
+        make = partial(make_sampler, checkpoint, rollout, self.tokenizer, cfg.device, longest, self.prompter.ends)
         self.sampler = self.ranks.together(partial(make, self.ranks), "starting the samplers")
         stack.callback(self.sampler.close)
         self.exams = Exams(cfg, self.ranks, self.sampler, self.prompter, self.grader, self.data, self.place.check)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +14,17 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from pspo.checkpoint import verify_policy
-from pspo.config import TrainConfig, config_hash, schema, warm_start_dir
-from pspo.config.compose import NOT_IN_RUN_ID
+from pspo.config import TrainConfig, config_hash, load_yaml, schema, warm_start_dir
+from pspo.config.compose import CONF, NOT_IN_RUN_ID
+from pspo.config.machine import Machine
 from pspo.data import Prompter, load_problems, load_report
 from pspo.errors import ConfigError, PspoError
 from pspo.evalfile import problems_digest, weights_digest
 from pspo.evaluation import prompts_of
 from pspo.models import local_checkpoint
+from pspo.plan.forecast import GIB, forecast, lengths_of, remedies
+from pspo.plan.shapes import read_shape
+from pspo.ranks import Ranks
 from pspo.types import Problem
 
 
@@ -53,6 +57,28 @@ def starting_checkpoint(cfg: TrainConfig) -> str:
     if not (made / "DONE").exists():
         raise PspoError(f"model={cfg.model.name} has no warm start at {made}: make it with `python -m pspo.sft`")
     return str(made)
+
+
+def planned(cfg: TrainConfig, checkpoint: str, ranks: Ranks, memory_gib: float) -> schema.Rollout:
+    """The run's settings of sampling, with the engine's share of a GPU of so much memory where they leave it open.
+
+    The first rank prints what is planned. Raises ConfigError where the run does not fit, with what would.
+    """
+    machine = replace(load_yaml(CONF / "gpu" / "h100.yaml", Machine), memory_gib=memory_gib)  # its rates are not used
+    plan = forecast(cfg, read_shape(Path(checkpoint) / "config.json"), machine, ranks.size, lengths_of(cfg))
+    sizes = f"{plan.needed / GIB:.1f} GiB of {memory_gib:.1f}"
+    if not plan.fits:
+        found = next((f"with {settings}" for settings, _ in remedies(plan)), "with a smaller policy alone")
+        allowed = (
+            f"the run needs {sizes} on each GPU, of which {machine.utilisation:.0%} are planned with; it fits {found}"
+        )
+        raise ConfigError("learner.token_budget", cfg.learner.token_budget, allowed)
+    if ranks.first:
+        learner, engine = plan.learner_bytes / GIB, plan.engine_share * memory_gib
+        print(f"pspo: {sizes} planned on each GPU: learner {learner:.1f}, engine {engine:.1f}", file=sys.stderr)
+    if cfg.rollout.vllm is None or cfg.rollout.engine != "vllm":
+        return cfg.rollout
+    return replace(cfg.rollout, vllm=replace(cfg.rollout.vllm, gpu_memory_utilization=plan.engine_share))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 from written_runs import write_run
 
 from cost import cost_of, costs_elsewhere, costs_of
+from forecasts import device_hours, forecast_of, machine
 from pspo.config import StudyConfig
 from studies import Cell, load_study
 
@@ -41,3 +42,18 @@ def test_hours_are_those_on_record_of_complete_runs(smoke: tuple[StudyConfig, li
         (cell.run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     cost = cost_of(cells, study, smoke[0])
     assert (cost.done, cost.planned, cost.hours) == (2, 4, pytest.approx(1.0))
+
+
+def test_forecast_hours(paper: tuple[StudyConfig, list[Cell]]) -> None:
+    """Those of the run, and of ten evaluations, each of which starts for itself; none on a CPU."""
+    study, (cfg, cells) = load_study("main"), paper
+    cell = next(cell for cell in cells if (cell.arm, cell.model, cell.data) == ("pspo", "qwen2_5_0_5b", "gsm8k"))
+    plan = forecast_of(cell, machine())
+    hours = device_hours(cell, study, cfg, plan)
+    assert hours is not None and hours > plan.hours + 10 * plan.machine.start_s / 3600
+    assert cost_of([cell], study, cfg).forecast == hours
+    small = forecast_of(cell, machine("rtx4090"))
+    assert not small.fits
+    more = device_hours(cell, study, cfg, small)
+    assert more is not None and more > hours
+    assert [cost.forecast for cost in costs_elsewhere(study, cfg)] == [None]

@@ -17,11 +17,11 @@ import pytest
 from pspo.config import TrainConfig, compose, load_yaml
 from pspo.config.compose import CONF
 from pspo.config.machine import Machine
-from pspo.errors import PspoError
+from pspo.errors import ConfigError, PspoError
 from pspo.plan.forecast import Forecast, forecast, lengths_of, remedies
-from pspo.plan.memory import Lengths, Pack, adapter_parameters, learning
-from pspo.plan.shapes import Shape, read_shape, shape_of
-from pspo.plan.speed import pass_s, rollout_s, step_of
+from pspo.plan.memory import TILE, WHOLE, Lengths, Pack, adapter_parameters, fullest_pack, learning, packs_of
+from pspo.plan.shapes import FIELDS, Shape, read_shape, shape_of
+from pspo.plan.speed import pass_s, rollout_s, step_of, sync_s
 
 WITHIN = pytest.approx(1.0, abs=0.2)
 """What a plan may be off by."""
@@ -163,6 +163,66 @@ def test_memory_is_what_an_update_takes(
     assert planned.peak / 2**20 / float(done.stdout) == WITHIN
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("prompts", [1, 4, 16])
+@pytest.mark.parametrize("budget", [700, 4000])
+def test_packs_are_those_that_the_learner_lays(ranks: int, prompts: int, budget: int) -> None:
+    """Where all sequences are equally long; a group is split, with its prompt again, where ranks need more pieces."""
+    from pspo.batching import Batch, balanced
+    from pspo.types import Sample
+
+    cfg = compose(
+        "train", TrainConfig, ["learner.minibatches=1", "rollout.max_prompt_tokens=40", f"rollout.prompts={prompts}"]
+    )
+    cfg = replace(cfg, learner=replace(cfg.learner, token_budget=budget))
+    completion, draws = tuple(range(64)), (-1.0,) * 64
+    samples = [Sample((k // 8, *range(39)), completion, draws, 1.0) for k in range(8 * prompts)]
+    batch = Batch.of(samples)
+    laid = balanced(batch, range(len(samples)), budget, ranks)
+    tokens = [sum(40 + 63 * len(group) for group in pack) for packs in laid for pack, ghost in packs if not ghost]
+    count, pack = packs_of(cfg, Lengths(40, 64), ranks)
+    assert count == max(map(len, laid))
+    assert 0.8 < pack.tokens * count * ranks / sum(tokens) < 1.7
+    _, fullest = fullest_pack(cfg, Lengths(40, 64), ranks)
+    assert max(tokens) <= fullest.tokens
+
+
+def test_tiles_are_those_of_the_head() -> None:
+    from pspo.logprobs import TILE_ELEMENTS, WHOLE_ELEMENTS
+
+    assert (TILE["cpu"], TILE["cuda"]) == (TILE_ELEMENTS["cpu"], TILE_ELEMENTS["gpu"])
+    assert (WHOLE["cpu"], WHOLE["cuda"]) == (WHOLE_ELEMENTS["cpu"], WHOLE_ELEMENTS["gpu"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "memory", "share"),
+    [
+        ([], 79.6, 0.13),
+        (["rollout.vllm.gpu_memory_utilization=0.2"], 79.6, 0.2),
+        (["rollout.vllm.gpu_memory_utilization=0.4"], 79.6, "rollout.vllm.gpu_memory_utilization=null"),
+        (["rollout.vllm.gpu_memory_utilization=0.05"], 79.6, "rollout.vllm.gpu_memory_utilization=null"),
+        ([], 60.0, "it fits with learner.token_budget=4096"),
+        ([], 45.0, "it fits with learner.gradient_checkpointing=true"),
+        ([], 8.0, "with a smaller policy alone"),
+    ],
+)
+def test_a_run_begins_with_its_plan(tmp_path: Path, overrides: list[str], memory: float, share: float | str) -> None:
+    """The engine's share where it is left open; one line where the run does not fit."""
+    from pspo.ranks import Ranks
+    from pspo.startup import planned
+
+    cfg = compose("train", TrainConfig, ["scale=paper", *overrides])
+    shape = shape_of(cfg.model)
+    config = {theirs: getattr(shape, ours) for ours, theirs in FIELDS.items()}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if isinstance(share, float):
+        rollout = planned(cfg, str(tmp_path), Ranks(), memory)
+        assert rollout.vllm is not None and rollout.vllm.gpu_memory_utilization == share
+    else:
+        with pytest.raises(ConfigError, match=share):
+            planned(cfg, str(tmp_path), Ranks(), memory)
+
+
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +250,7 @@ def test_time_of_sampling_is_what_the_benchmark_measured(root: Path) -> None:
     for prompts, found in results(root, "engine")["sizes"].items():
         measured = median(found["tokens_per_s"]["ours"])
         sequences = 8 * int(prompts)
-        planned = sequences * 30 / rollout_s(cfg, shape, machine("cpu"), sequences, Lengths(48, 30))
+        planned = sequences * 30 / rollout_s(cfg, shape, machine("cpu"), int(prompts), 8, Lengths(48, 30))
         assert planned / measured == WITHIN, prompts
 
 
@@ -200,6 +260,14 @@ def test_time_of_a_whole_step_is_what_the_benchmark_measured(root: Path) -> None
     planned = step_of(cfg, Shape(128, 4, 4, 2, 256, 369, True), machine("cpu"), 1, Lengths(48, 30))
     assert planned.total / median(one["step"] for one in measured) == WITHIN
     assert planned.rollout / median(one["rollout"] for one in measured) == WITHIN
+
+
+@pytest.mark.parametrize("policy", ["tiny", "20M", "200M"])
+def test_time_of_new_weights_is_what_the_benchmark_measured(root: Path, policy: str) -> None:
+    measured = results(root, "sync")["sizes"][policy]["1"]["vllm"]
+    vocabulary = measured["bytes"] // 4
+    shape = Shape(1, 0, 1, 1, 1, vocabulary, True)  # as many parameters, all in one matrix
+    assert sync_s(shape, machine("cpu"), 1) / median(measured["seconds"]) == WITHIN
 
 
 def test_time_of_an_update_on_a_gpu_is_what_the_benchmark_measured(root: Path) -> None:
@@ -225,7 +293,6 @@ def test_more_devices_need_less_each_and_take_no_longer_until_prompts_run_out() 
     plans = [plan_of("data=math", "prompt=boxed", "sampling=boxed", ranks=ranks) for ranks in (1, 2, 4, 8)]
     needed, seconds = [plan.needed for plan in plans], [plan.step.total for plan in plans]
     assert needed == sorted(needed, reverse=True) and seconds == sorted(seconds, reverse=True)
-    assert all(plan.step.exchange >= 0 for plan in plans)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +309,7 @@ def test_what_spares_memory(setting: str, part: str) -> None:
         plan_of("data=math", "prompt=boxed", "sampling=boxed"),
         plan_of("data=math", "prompt=boxed", "sampling=boxed", setting),
     )
-    assert getattr(less.learner, part) < getattr(more.learner, part) / 2 and less.needed < more.needed
+    assert getattr(less.learner, part) < 0.6 * getattr(more.learner, part) and less.needed < more.needed
 
 
 def test_a_run_that_does_not_fit_is_told_what_makes_it_fit() -> None:
@@ -259,11 +326,12 @@ def test_a_run_that_does_not_fit_is_told_what_makes_it_fit() -> None:
 @pytest.mark.parametrize(
     ("words", "status", "says"),
     [
-        (["scale=paper", "gpus=8", "gpu=h100"], 0, ["8 x h100", "fits;", "GPU-hours", "    1024", "completions/s"]),
+        (["scale=paper", "gpus=8", "gpu=h100"], 0, ["8 x h100", "fits;", "device-hours", "    1024", "completions/s"]),
         (["scale=paper", "gpu=rtx4090"], 1, ["DOES NOT FIT", "gradient_checkpointing=true"]),
         (["scale=paper", "gpu=abacus"], 2, ["gpu", "must be one of", "h100"]),
         (["scale=paper", "gpus=0"], 2, ["gpus", "greater than or equal to 1"]),
-        (["models=/nowhere", "gpu=cpu"], 0, ["tiny (0.6 million parameters)", "1 x cpu"]),
+        (["scale=cpu"], 2, ["gpu=h100: is a cuda device, and the run has device=cpu (scale=cpu)"]),
+        (["models=/nowhere", "scale=cpu", "gpu=cpu"], 0, ["tiny (0.6 million parameters)", "1 x cpu"]),
     ],
 )
 def test_the_program(root: Path, words: list[str], status: int, says: list[str]) -> None:

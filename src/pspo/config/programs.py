@@ -237,6 +237,12 @@ class PlanConfig(TrainConfig):
     completion_tokens: Count | None
     """Of a completion, on average; null: as many as it may have."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gpu.kind != self.device:
+            allowed = f"is a {self.gpu.kind} device, and the run has device={self.device} (scale={self.scale})"
+            raise ConfigError("gpu", self.gpu.name, allowed)
+
 
 def needs_device(device: Device, model: Model) -> None:
     """Settings that only one kind of device can honour."""

@@ -306,8 +306,9 @@ class Vllm:
     __pydantic_config__ = FORBID
     kv_cache_gib: Count
     """Memory of the KV cache on a CPU, GiB."""
-    gpu_memory_utilization: Share
-    """Share of a GPU's memory for the engine: weights and KV cache."""
+    gpu_memory_utilization: Annotated[float, Strict(), Field(gt=0, le=1)] | None
+    """Share of a GPU's memory for the engine: weights and KV cache; null: what it needs beside the learner
+    (`pspo.plan`), or nearly all where there is none."""
     enforce_eager: Flag
     max_sequences: Count
     """Most sequences decoded at once."""

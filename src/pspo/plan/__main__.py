@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from pspo.config import PlanConfig, program, warm_start_dir
 from pspo.plan.forecast import GIB, Forecast, forecast, lengths_of, remedies
-from pspo.plan.memory import CONTEXT
+from pspo.plan.memory import CUDA_CONTEXT
 from pspo.plan.shapes import shape_of
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -21,7 +21,9 @@ def main(cfg: PlanConfig) -> None:
     shape = shape_of(cfg.model, warm_start_dir(cfg))
     lengths = lengths_of(cfg, cfg.prompt_tokens, cfg.completion_tokens)
     plan = forecast(cfg, shape, cfg.gpu, cfg.gpus, lengths)
-    print("\n".join([*head(plan), "", *memory_lines(plan), "", *speed_lines(plan), "", *scaling_lines(plan)]))
+    print("\n".join([*head(plan), "", *memory_lines(plan), "", *speed_lines(plan)]))
+    if cfg.gpu.kind == "cuda":  # more processes on the same cores are no more devices
+        print("\n".join(["", *scaling_lines(plan)]))
     if not plan.fits:
         sys.exit(1)
 
@@ -51,17 +53,25 @@ def memory_lines(plan: Forecast) -> list[str]:
         "engine: weights": engine.weights,
         "engine: keys and values": engine.cache,
         "engine: a step": engine.work,
-        "context": CONTEXT[plan.machine.kind],
-        "needed, with fragments": plan.needed,
     }
+    if plan.machine.kind == "cuda":
+        parts |= {
+            "the learner's fragments": plan.learner_bytes - learner.peak,
+            f"the engine's share, {plan.engine_share:.2f}": int(plan.engine_share * plan.machine.memory_gib * GIB),
+            "CUDA's context": CUDA_CONTEXT,
+        }
+    parts["needed"] = plan.needed
     lines = [
         f"memory of a device, GiB ({plan.machine.memory_gib:g}, planned with {plan.machine.utilisation:.0%} of it)"
     ]
     lines += [f"  {name:<34}{size / GIB:8.2f}" for name, size in parts.items() if size]
     if plan.fits:
         spare = (plan.available - plan.needed) / GIB
-        return [*lines, f"  fits; {spare:.1f} to spare. The engine needs {plan.engine_share:.2f} of the device"]
-    lines.append(f"  DOES NOT FIT: {(plan.needed - plan.available) / GIB:.1f} GiB too much. It would with:")
+        return [*lines, f"  fits; {spare:.1f} to spare"]
+    if plan.engine.total > plan.engine_share * plan.machine.memory_gib * GIB:
+        lines.append("  DOES NOT FIT: the engine needs more than its share. It would with:")
+    else:
+        lines.append(f"  DOES NOT FIT: {(plan.needed - plan.available) / GIB:.1f} GiB too much. It would with:")
     found = [f"    {what:<66}{other.step.total:7.2f} s a step" for what, other in remedies(plan)]
     return [*lines, *(found or ["    nothing that is known here: take a smaller policy, or a device with more memory"])]
 
@@ -76,7 +86,7 @@ def speed_lines(plan: Forecast) -> list[str]:
         f"  {'together':<34}{step.total:8.2f}   {plan.completions_per_s:,.1f} completions/s, "
         f"{tokens / step.total:,.0f} completion tokens/s",
         f"a run of {plan.cfg.steps} steps, its evaluations included: {hours(plan.hours)}, "
-        f"{plan.hours * plan.ranks:,.1f} GPU-hours; checkpoints {plan.checkpoint_bytes / GIB:,.1f} GiB",
+        f"{plan.hours * plan.ranks:,.1f} device-hours; checkpoints {plan.checkpoint_bytes / GIB:,.1f} GiB",
     ]
 
 

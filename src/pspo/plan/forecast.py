@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pspo.config import TrainConfig, schema
 from pspo.config.machine import Machine
-from pspo.plan.memory import CONTEXT, SPARE, Learning, Lengths, Sampling, learning, packs_of, sampling
+from pspo.plan.memory import CUDA_CONTEXT, SPARE, Learning, Lengths, Sampling, fullest_pack, learning, sampling
 from pspo.plan.shapes import Shape
 from pspo.plan.speed import Step, rollout_s, step_of
 
 GIB = 1 << 30
+ENGINE_SPARE = GIB // 2
+"""What vLLM counts as its own beside weights, cache and a step's work. Assumed."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,25 @@ class Forecast:
     step: Step
 
     @property
+    def learner_bytes(self) -> int:
+        """With what the allocator holds beside its tensors, on a GPU."""
+        return self.learner.peak + (int(SPARE * self.learner.peak) if self.machine.kind == "cuda" else 0)
+
+    @property
+    def engine_share(self) -> float:
+        """Of the device's memory that the engine takes from the start to the end: on a GPU what
+        rollout.vllm.gpu_memory_utilization says, or where that is null what it needs, in hundredths."""
+        memory, vllm = self.machine.memory_gib * GIB, self.cfg.rollout.vllm
+        if self.machine.kind == "cuda" and self.cfg.rollout.engine == "vllm":
+            if vllm is not None and vllm.gpu_memory_utilization is not None:
+                return vllm.gpu_memory_utilization
+            return math.ceil(100 * (self.engine.total + ENGINE_SPARE) / memory) / 100
+        return self.engine.total / memory
+
+    @property
     def needed(self) -> int:
-        spare = int(SPARE * self.learner.peak) if self.machine.kind == "cuda" else 0
-        return self.learner.peak + spare + self.engine.total + CONTEXT[self.machine.kind]
+        engine = int(self.engine_share * self.machine.memory_gib * GIB)
+        return self.learner_bytes + engine + (CUDA_CONTEXT if self.machine.kind == "cuda" else 0)
 
     @property
     def available(self) -> int:
@@ -38,12 +57,7 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        return self.needed <= self.available
-
-    @property
-    def engine_share(self) -> float:
-        """Of the device's memory that the engine needs: the least rollout.vllm.gpu_memory_utilization."""
-        return self.engine.total / (self.machine.memory_gib * GIB)
+        return self.needed <= self.available and self.engine.total <= self.engine_share * self.machine.memory_gib * GIB
 
     @property
     def completions_per_s(self) -> float:
@@ -58,13 +72,11 @@ class Forecast:
         seconds += validations_of(self.cfg) * self.evaluation_s(ends.validation_problems) + 2 * self.evaluation_s(test)
         return seconds / 3600
 
-    def evaluation_s(self, completions: int) -> float:
-        """Of so many completions, each as long as it may be, dealt to all engines."""
-        if not completions:
-            return 0.0
+    def evaluation_s(self, problems: int, completions: int = 1) -> float:
+        """Of so many completions of each problem, each as long as it may be, dealt to all engines."""
         longest = replace(self.lengths, completion=self.cfg.eval.max_new_tokens)
-        mine = -(-completions // self.ranks)
-        return rollout_s(self.cfg, self.shape, self.machine, mine, longest)
+        mine = -(-problems // self.ranks)
+        return rollout_s(self.cfg, self.shape, self.machine, mine, completions, longest)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -74,16 +86,14 @@ class Forecast:
 
 def forecast(cfg: TrainConfig, shape: Shape, machine: Machine, ranks: int, lengths: Lengths) -> Forecast:
     """`lengths`: of prompts and completions on average; memory is counted for completions as long as they may be."""
-    most = Lengths(lengths.prompt, cfg.rollout.max_new_tokens)
-    longest = cfg.rollout.max_prompt_tokens + max(cfg.rollout.max_new_tokens, cfg.eval.max_new_tokens)
     return Forecast(
         cfg=cfg,
         shape=shape,
         machine=machine,
         ranks=ranks,
         lengths=lengths,
-        learner=learning(cfg, shape, ranks, *packs_of(cfg, most, ranks)),
-        engine=sampling(cfg, shape, ranks, longest),
+        learner=learning(cfg, shape, ranks, *fullest_pack(cfg, lengths, ranks)),
+        engine=sampling(cfg, shape, ranks),
         step=step_of(cfg, shape, machine, ranks, lengths),
     )
 
@@ -105,25 +115,58 @@ def lengths_of(cfg: TrainConfig, prompt: int | None = None, completion: int | No
 
 
 def remedies(plan: Forecast) -> Iterator[tuple[str, Forecast]]:
-    """Settings with which a run that does not fit does, and its forecast: smaller packs, layers computed twice, and
-    each of these on more devices, up to as many as hold it as it is."""
-    inner = plan.cfg.learner
-    smallest = plan.cfg.rollout.max_prompt_tokens + plan.cfg.rollout.max_new_tokens
-    budgets = [inner.token_budget, *(b for b in (8192, 4096, 2048) if smallest <= b < inner.token_budget)]
+    """Settings with which a run that does not fit does, and its forecast: what the engine needs and no more, smaller
+    packs, layers computed twice, and each of these on more devices, up to as many as hold it with its own."""
     for ranks in (plan.ranks * factor for factor in (1, 2, 4, 8, 16)):
-        for again in (False, True):
-            for budget in budgets:  # the largest packs that do
-                learner = replace(inner, token_budget=budget)
-                learner = replace(learner, gradient_checkpointing=True) if again else learner
-                cfg = replace(plan.cfg, learner=learner)
-                if not (found := forecast(cfg, plan.shape, plan.machine, ranks, plan.lengths)).fits:
-                    continue
-                changed = [
-                    f"gpus={ranks}" if ranks != plan.ranks else "",
-                    "learner.gradient_checkpointing=true" if again else "",
-                    f"learner.token_budget={budget}" if budget != inner.token_budget else "",
-                ]
-                yield " ".join(filter(None, changed)), found
-                if learner == inner:
-                    return
-                break
+        for share in _shares(plan.cfg):
+            for again in dict.fromkeys((plan.cfg.learner.gradient_checkpointing, True)):
+                for budget in _budgets(plan.cfg):  # the largest packs that do
+                    learner = replace(plan.cfg.learner, token_budget=budget, gradient_checkpointing=again)
+                    cfg = replace(plan.cfg, learner=learner, rollout=_with_share(plan.cfg.rollout, share))
+                    found = forecast(cfg, plan.shape, plan.machine, ranks, plan.lengths)
+                    if found.fits:
+                        yield _changed(plan, found), found
+                        if learner == plan.cfg.learner:
+                            return
+                        break
+
+
+def fitting(plan: Forecast) -> Forecast | None:
+    """The plan where it fits, else with the first remedy; None where there is none."""
+    return plan if plan.fits else next((found for _, found in remedies(plan)), None)
+
+
+def _budgets(cfg: TrainConfig) -> list[int]:
+    smallest, now = cfg.rollout.max_prompt_tokens + cfg.rollout.max_new_tokens, cfg.learner.token_budget
+    return [now, *(budget for budget in (8192, 4096, 2048) if smallest <= budget < now)]
+
+
+def _shares(cfg: TrainConfig) -> list[float | None]:
+    share = None if cfg.rollout.vllm is None else cfg.rollout.vllm.gpu_memory_utilization
+    return list(dict.fromkeys((None, share)))
+
+
+def _with_share(rollout: schema.Rollout, share: float | None) -> schema.Rollout:
+    return (
+        rollout if rollout.vllm is None else replace(rollout, vllm=replace(rollout.vllm, gpu_memory_utilization=share))
+    )
+
+
+def _changed(plan: Forecast, found: Forecast) -> str:
+    """What to type."""
+    before, after = plan.cfg, found.cfg
+    return " ".join(
+        filter(
+            None,
+            [
+                f"gpus={found.ranks}" if found.ranks != plan.ranks else "",
+                "rollout.vllm.gpu_memory_utilization=null" if after.rollout != before.rollout else "",
+                "learner.gradient_checkpointing=true"
+                if after.learner.gradient_checkpointing != before.learner.gradient_checkpointing
+                else "",
+                f"learner.token_budget={after.learner.token_budget}"
+                if after.learner.token_budget != before.learner.token_budget
+                else "",
+            ],
+        )
+    )

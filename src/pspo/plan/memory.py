@@ -1,7 +1,7 @@
 """Memory of a rank's device, part by part: the learner's at its fullest moments, and the sampling engine's.
 
 Counted from the settings and the policy's sizes alone: what each part is, and which code it comes from, stands beside
-it. Compared with what was measured in tests/test_plan.py and docs/scaling.md. Imports no torch.
+it. Compared with what was measured in tests/plan/ and docs/scaling.md. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ from pspo.plan.shapes import Shape
 
 FP32, BF16 = 4, 2
 BYTES = {"float32": FP32, "bfloat16": BF16}
-TILE = {"cpu": 4 << 20, "cuda": 128 << 20}
-"""One tile of logits (pspo.logprobs)."""
-CONTEXT = {"cpu": 0, "cuda": 1 << 30}
-"""What a process takes of a device before any tensor: CUDA's context, cuBLAS's workspaces, NCCL's buffers. Assumed."""
+TILE = {"cpu": 1 << 20, "cuda": 1 << 25}
+WHOLE = {"cpu": 1 << 22, "cuda": 1 << 25}
+"""Logits of a tile, and of one that is the whole and is kept (pspo.logprobs, which needs torch)."""
+PREFILL = 8192
+"""Tokens that vLLM prefills at once on a GPU (pspo.rollout.vllm)."""
+UNEVEN = 1.1
+"""Tokens of the rank with the most, over the mean (pspo.batching); a group that is split has its prompt again."""
+HF_ROWS = 256
+"""Completions that pspo.rollout.hf decodes at once."""
+CUDA_CONTEXT = 1 << 30
+"""What a process takes of a GPU before any tensor: CUDA's context, cuBLAS's workspaces, NCCL's buffers. Assumed."""
 SPARE = 0.05
-"""Share of the learner's tensors that the caching allocator holds beside them. Assumed."""
+"""Share of the learner's tensors that a GPU's caching allocator holds beside them. Assumed."""
 
 
 @dataclass(frozen=True)
@@ -37,24 +44,49 @@ class Lengths:
 @dataclass(frozen=True)
 class Pack:
     """What goes through the policy at once: `tokens` rows, `targets` log-probs, `keys` that attention gathers (for a
-    completion those of its prompt and its own), of which a row sees `context` on average."""
+    completion those of its prompt and its own), of which a row sees `visible` on average."""
 
     tokens: float
     targets: float
     keys: float
-    context: float
+    visible: float
+
+    @classmethod
+    def of(cls, tokens: float, group_size: int, lengths: Lengths) -> Pack:
+        """With so many tokens of whole groups."""
+        groups = tokens / lengths.pack_tokens(1, group_size)
+        targets = groups * group_size * lengths.completion
+        keys = targets + groups * (group_size + 1) * lengths.prompt
+        seen = lengths.prompt**2 / 2 + group_size * lengths.completion * (lengths.prompt + lengths.completion / 2)
+        return cls(tokens, targets, keys, groups * seen / tokens)
+
+
+def group_size(cfg: TrainConfig) -> int:
+    return cfg.rollout.group_size if cfg.train_on == "samples" else 1
 
 
 def packs_of(cfg: TrainConfig, lengths: Lengths, ranks: int) -> tuple[int, Pack]:
-    """Into how many equal packs one of `ranks` lays its share of an update, and one of them; every completion as long
-    as `lengths` says. A rank has a sequence at least, where there are any."""
-    size = cfg.rollout.group_size if cfg.train_on == "samples" else 1
-    prompts = max(1 / size, cfg.rollout.prompts / cfg.learner.minibatches / ranks)
-    tokens = max(lengths.pack_tokens(prompts, size), lengths.pack_tokens(1, 1))
-    targets = prompts * size * lengths.completion
-    keys = targets + prompts * (size + 1) * lengths.prompt
-    count = max(1, math.ceil(tokens / cfg.learner.token_budget))
-    return count, Pack(tokens / count, targets / count, keys / count, (lengths.prompt + lengths.completion) / 2)
+    """Into how many packs one of `ranks` lays its share of an update, and the mean one, where all prompts and
+    completions are as long as `lengths` says. Groups stay whole where budget and ranks let them (pspo.batching)."""
+    size, budget = group_size(cfg), cfg.learner.token_budget
+    groups, group = cfg.rollout.prompts / cfg.learner.minibatches / ranks, lengths.pack_tokens(1, size)
+    if groups < 1:  # halved until there is a piece for each rank, of a sequence at the least
+        samples = max(1, size >> int(math.log2(1 / groups)))
+        tokens = lengths.pack_tokens(1, samples)
+        return 1, Pack.of(tokens, samples, lengths)
+    count = math.ceil(groups / (budget // group)) if group <= budget else math.ceil(groups * group / budget)
+    return count, Pack.of(groups * group / count, size, lengths)
+
+
+def fullest_pack(cfg: TrainConfig, lengths: Lengths, ranks: int) -> tuple[int, Pack]:
+    """How many packs an update of longest sequences has, and the most that one may hold: the token budget, or all that
+    there is. What is in it is taken to have prompts of the usual length: they bring the most log-probs."""
+    longest = Lengths(cfg.rollout.max_prompt_tokens, cfg.rollout.max_new_tokens)
+    count, pack = packs_of(cfg, longest, ranks)
+    usual = Lengths(lengths.prompt, cfg.rollout.max_new_tokens)
+    tokens = pack.tokens if ranks == 1 else UNEVEN * pack.tokens + longest.prompt
+    tokens = cfg.learner.token_budget if count > 1 else min(tokens, cfg.learner.token_budget)
+    return count, Pack.of(tokens, group_size(cfg), usual)
 
 
 @dataclass(frozen=True)
@@ -91,24 +123,27 @@ class Learning:
         return held + max(begins, ends)
 
 
+def learned_parameters(cfg: TrainConfig, shape: Shape) -> int:
+    return shape.total if cfg.model.lora is None else adapter_parameters(shape, cfg.model.lora)
+
+
 def learning(cfg: TrainConfig, shape: Shape, ranks: int, packs: int, pack: Pack) -> Learning:
     """Of one of `ranks` ranks whose share of an update is `packs` like `pack`."""
     bf16, lora = cfg.model.dtype == "bfloat16", cfg.model.lora
-    adapters = 0 if lora is None else adapter_parameters(shape, lora)
-    frozen = shape.total if lora is not None else 0
-    learned = adapters if lora is not None else shape.total
-    width = BYTES[cfg.model.dtype]
-    output = shape.embedding
+    frozen, learned = shape.total if lora is not None else 0, learned_parameters(cfg, shape)
+    width, output = BYTES[cfg.model.dtype], shape.embedding
     if ranks == 1:
         copies = BF16 * shape.layers * shape.layer if bf16 and lora is None else 0
         weight_copy = BF16 * output if bf16 and lora is None else 0
     else:  # layers are gathered one ahead, and given to the reduction in the dtype of what is learned
         copies = width * 2 * shape.layer + FP32 * shape.layer
         weight_copy = width * output * (1 if shape.tied else 2)
-    head_gradient = 0 if lora is not None else width * output + (FP32 * output if bf16 else 0)
-    tiles = 2 * TILE[cfg.device] + (TILE[cfg.device] // 2 if bf16 and cfg.device == "cuda" else 0)
-    # What is rounded to fp32 once the tiles are gone, or the tiles while the gradient is summed up.
-    head = weight_copy + width * output * (lora is None) + max(tiles, head_gradient - width * output)
+    tile = FP32 * TILE[cfg.device]
+    tiles = 2 * tile + (tile // 2 if bf16 and cfg.device == "cuda" else 0)
+    if lora is None:  # its gradient, and what is rounded to fp32 once the tiles are gone
+        gradient, after = width * output, FP32 * output if bf16 else 0
+    else:
+        gradient, after = 0, 0
     return Learning(
         weights=(width * frozen + FP32 * learned) // ranks,
         gradients=FP32 * learned // ranks,
@@ -116,7 +151,7 @@ def learning(cfg: TrainConfig, shape: Shape, ranks: int, packs: int, pack: Pack)
         reference=FP32 * shape.total // ranks if cfg.learner.kl_coef and lora is None else 0,
         copies=copies,
         activations=activations(cfg, shape, ranks, pack),
-        head=head,
+        head=weight_copy + gradient + max(tiles, after),
         embedding=FP32 * shape.embedding if lora is None else 0,
         several_packs=packs > 1,
     )
@@ -128,7 +163,8 @@ def activations(cfg: TrainConfig, shape: Shape, ranks: int, pack: Pack) -> int:
     In a layer, for a row: two norms, which save their input and what they have normalised; the linear layers' inputs;
     queries and attention's output, before and after they are put in the rows' order; of the MLP the gate, its silu, the
     other half and their product. Keys and values are those gathered. Under autocast the stream is in fp32, and each
-    linear layer saves a copy of its input for itself; in a sharded policy the stream is in bfloat16.
+    linear layer saves a copy of its input for itself; in a sharded policy, and beside adapters, the stream is in
+    bfloat16; an adapter keeps its own inputs, a tenth more.
     """
     h, m, kv = shape.hidden_size, shape.mlp_size, shape.kv_size
     if cfg.model.dtype == "float32":
@@ -137,7 +173,7 @@ def activations(cfg: TrainConfig, shape: Shape, ranks: int, pack: Pack) -> int:
         row, key, stream = FP32 * 4 * h + BF16 * (5 * h + 2 * h + 4 * m), BF16 * 2 * kv, FP32 * h
     else:
         row, key, stream = FP32 * 2 * h + BF16 * (4 * h + 2 * h + 4 * m), BF16 * 2 * kv, BF16 * h
-    layer = row * pack.tokens + key * pack.keys
+    layer = (row * pack.tokens + key * pack.keys) * (1 if cfg.model.lora is None else 1.1)
     ends = BYTES[cfg.model.dtype] * h * pack.targets + FP32 * h * pack.tokens  # the head's input, the last norm's
     if cfg.learner.gradient_checkpointing:
         return math.ceil(shape.layers * stream * pack.tokens + layer + ends)
@@ -156,9 +192,10 @@ def adapter_parameters(shape: Shape, lora: schema.Lora) -> int:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Bytes of a rank's engine: its own copy of the weights, keys and values of all that is sampled at once, and what a
-    step of it takes."""
+    """Bytes of a rank's engine: its own copy of the weights, keys and values of the sequences that it decodes at once,
+    and what a step of it takes."""
 
+    at_once: int
     weights: int
     cache: int
     work: int
@@ -168,12 +205,21 @@ class Sampling:
         return self.weights + self.cache + self.work
 
 
-def sampling(cfg: TrainConfig, shape: Shape, ranks: int, longest: int) -> Sampling:
-    """`longest`: tokens of prompt and completion together."""
-    width = BYTES[cfg.rollout.dtype]
-    mine = -(-cfg.rollout.prompts // ranks) * cfg.rollout.group_size
-    at_once = min(mine, cfg.rollout.vllm.max_sequences) if cfg.rollout.vllm is not None else mine
+def most_at_once(cfg: TrainConfig) -> int:
+    """Sequences that the engine decodes together, where there are so many."""
+    return HF_ROWS if cfg.rollout.engine == "hf" or cfg.rollout.vllm is None else cfg.rollout.vllm.max_sequences
+
+
+def sampling(cfg: TrainConfig, shape: Shape, ranks: int) -> Sampling:
+    """For as many sequences at once as a step, or a validation, has for a rank, each as long as it may be."""
+    width, most = BYTES[cfg.rollout.dtype], most_at_once(cfg)
+    rollout = -(-cfg.rollout.prompts // ranks) * cfg.rollout.group_size
+    validation = -(-cfg.eval.validation_problems // ranks) if cfg.eval.every else 0
     token = 2 * width * shape.layers * shape.kv_size
-    # Logits in fp32, their softmax and a sorted copy; and the rows of a prefill through the MLP.
-    work = 3 * FP32 * at_once * shape.vocabulary + 8192 * width * (2 * shape.mlp_size + 4 * shape.hidden_size)
-    return Sampling(weights=width * shape.total, cache=token * at_once * longest, work=work)
+    cached = max(
+        min(most, rollout) * (cfg.rollout.max_prompt_tokens + cfg.rollout.max_new_tokens),
+        min(most, validation) * (cfg.rollout.max_prompt_tokens + cfg.eval.max_new_tokens),
+    )
+    # Logits in fp32, their softmax and a sorted copy, of as many sequences as it is set up for; a prefill's rows.
+    work = 3 * FP32 * most * shape.vocabulary + PREFILL * width * (2 * shape.mlp_size + 4 * shape.hidden_size)
+    return Sampling(min(most, max(rollout, validation)), width * shape.total, token * cached, work)

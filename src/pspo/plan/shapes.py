@@ -51,6 +51,11 @@ class Shape:
         return 2 * h * h + h + 2 * (h * k + k) + 3 * h * m + 2 * h
 
     @property
+    def matrices(self) -> int:
+        """Those of them that tokens are multiplied with: without norms and biases."""
+        return 2 * self.hidden_size * (self.hidden_size + self.kv_size) + 3 * self.hidden_size * self.mlp_size
+
+    @property
     def embedding(self) -> int:
         """Parameters of the embedding; the output head has as many, its own or the same."""
         return self.vocabulary * self.hidden_size

@@ -18,10 +18,14 @@ from transformers import PreTrainedTokenizerBase
 from pspo.config import schema
 from pspo.data import Ends
 from pspo.errors import PspoError
+from pspo.plan.memory import PREFILL
 from pspo.ranks import Ranks
 from pspo.rollout import Decoding
 from pspo.rollout.completions import completion_of
 from pspo.types import Completion
+
+ALONE = 0.9
+"""Share of a GPU for an engine that has it to itself: vLLM's default."""
 
 
 class VllmSampler:
@@ -64,7 +68,10 @@ class VllmSampler:
                 "block_size": 32,
             }
         else:
-            options["gpu_memory_utilization"] = cfg.vllm.gpu_memory_utilization
+            options |= {
+                "gpu_memory_utilization": cfg.vllm.gpu_memory_utilization or ALONE,
+                "max_num_batched_tokens": max(PREFILL, max_tokens),
+            }
         if ranks.size > 1:
             # An engine a rank, in a process group that is there already: vLLM's name for it.
             options |= {"tensor_parallel_size": 1, "distributed_executor_backend": "external_launcher"}
