@@ -6,6 +6,7 @@ style in print.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,8 @@ def save(drawing: Drawing, path: Path) -> Path:
             error.filename = str(target)  # a disk that is full does not say
             raise
         finally:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of a folder that cannot be written the error above says so
+                aside.unlink(missing_ok=True)
     plt.close(drawing)
     return path.with_name(f"{path.name}.svg")
 

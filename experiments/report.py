@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from meanwhile import Meanwhile
 from pspo.config import StudyConfig, program
+from pspo.errors import PspoError
 from studies import Cell, Study, cells_of, load_study
 
 MANY = 20
@@ -19,7 +21,14 @@ MANY = 20
 @program("study", StudyConfig)
 def main(cfg: StudyConfig) -> None:
     study = load_study(cfg.study)
-    print(rebuild(study, cells_of(study, cfg), cfg))
+    cells = cells_of(study, cfg)
+    before = Path(cfg.results) / cfg.study / "table_main.md"
+    if before.exists() and not any(cell.complete for cell in cells) and any(Path(cfg.runs).glob("*/DONE")):
+        raise PspoError(
+            f"no run of study {cfg.study} is complete under these settings, and {before} is of some: it stays; "
+            "give the settings that they were made with (overrides=[...]), or remove it"
+        )
+    print(rebuild(study, cells, cfg))
 
 
 def rebuild(study: Study, cells: Sequence[Cell], cfg: StudyConfig) -> str:

@@ -27,6 +27,9 @@ from pspo.plan.shapes import read_shape
 from pspo.ranks import Ranks
 from pspo.types import Problem
 
+UNPLANNED = 0.4
+"""Share of a GPU for the engine beside a learner whose memory is not known."""
+
 
 def prepare(device: str, threads: int | None, deterministic: bool = False) -> None:
     """Sets the number of CPU threads of this process, for libraries loaded later too (None leaves it), and whether a
@@ -62,23 +65,38 @@ def starting_checkpoint(cfg: TrainConfig) -> str:
 def planned(cfg: TrainConfig, checkpoint: str, ranks: Ranks, memory_gib: float) -> schema.Rollout:
     """The run's settings of sampling, with the engine's share of a GPU of so much memory where they leave it open.
 
-    The first rank prints what is planned. Raises ConfigError where the run does not fit, with what would.
+    The first rank says what is planned. Raises ConfigError where the run does not fit, with what would; where the
+    engine's share was given by hand, or the policy is of a kind that is not counted, it is only said.
     """
+
+    def say(text: str) -> None:
+        if ranks.first:
+            print(f"pspo: {text}", file=sys.stderr, flush=True)
+
     machine = replace(load_yaml(CONF / "gpu" / "h100.yaml", Machine), memory_gib=memory_gib)  # its rates are not used
-    plan = forecast(cfg, read_shape(Path(checkpoint) / "config.json"), machine, ranks.size, lengths_of(cfg))
-    sizes = f"{plan.needed / GIB:.1f} GiB of {memory_gib:.1f}"
+    try:
+        shape = read_shape(Path(checkpoint) / "config.json")
+    except PspoError as error:
+        say(f"memory is not planned: {error}")
+        return _with_share(cfg.rollout, UNPLANNED)
+    plan = forecast(cfg, shape, machine, ranks.size, lengths_of(cfg))
+    sizes = f"{plan.needed / GIB:.1f} GiB of {memory_gib:.1f} on each GPU"
     if not plan.fits:
         found = next((f"with {settings}" for settings, _ in remedies(plan)), "with a smaller policy alone")
-        allowed = (
-            f"the run needs {sizes} on each GPU, of which {machine.utilisation:.0%} are planned with; it fits {found}"
-        )
-        raise ConfigError("learner.token_budget", cfg.learner.token_budget, allowed)
-    if ranks.first:
-        learner, engine = plan.learner_bytes / GIB, plan.engine_share * memory_gib
-        print(f"pspo: {sizes} planned on each GPU: learner {learner:.1f}, engine {engine:.1f}", file=sys.stderr)
-    if cfg.rollout.vllm is None or cfg.rollout.engine != "vllm":
-        return cfg.rollout
-    return replace(cfg.rollout, vllm=replace(cfg.rollout.vllm, gpu_memory_utilization=plan.engine_share))
+        if plan.given_share is None:
+            anyway = "rollout.vllm.gpu_memory_utilization=<share of the engine> runs it anyway"
+            allowed = f"the plan is {sizes}; it fits {found}; {anyway} (docs/scaling.md)"
+            raise ConfigError("learner.token_budget", cfg.learner.token_budget, allowed)
+        say(f"by the plan this run does not fit ({sizes}); it would {found}")
+    say(f"{sizes} planned: learner {plan.learner_bytes / GIB:.1f}, engine {plan.engine_share * memory_gib:.1f}")
+    return _with_share(cfg.rollout, plan.engine_share)
+
+
+def _with_share(rollout: schema.Rollout, share: float) -> schema.Rollout:
+    """Where it is left open."""
+    if rollout.vllm is None or rollout.vllm.gpu_memory_utilization is not None:
+        return rollout
+    return replace(rollout, vllm=replace(rollout.vllm, gpu_memory_utilization=share))
 
 
 @dataclass(frozen=True)

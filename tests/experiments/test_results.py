@@ -267,6 +267,17 @@ def test_a_report_needs_no_torch(smoke: tuple[StudyConfig, list[Cell]]) -> None:
     assert done.stdout.splitlines()[-1].endswith("results/smoke/table_main.md")
 
 
+def test_tables_of_runs_that_have_another_name_now_stay(smoke: tuple[StudyConfig, list[Cell]]) -> None:
+    cfg, cells = smoke
+    fill(cells)
+    printed = report.rebuild(STUDY, cells, cfg)
+    places = [f"{name}={getattr(cfg, name)}" for name in ("results", "runs", "models")]
+    command = [sys.executable, "experiments/report.py", "study=smoke", "scale=cpu", "rollout=hf", *places]
+    done = subprocess.run([*command, "overrides=['steps=3']"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "no run of study smoke is complete under these settings" in done.stderr
+    assert Path(printed.splitlines()[-1]).read_text() in printed
+
+
 @pytest.mark.parametrize(
     ("estimate", "text"),
     [(None, "-"), (Estimate(-0.021, (-0.05, 0.008), (-0.04, 0.0), 3, 9), "-2.1 [-5.0, +0.8] / [-4.0, +0.0]")],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -70,7 +71,7 @@ def test_a_policy_that_nobody_knows_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(PspoError, match="someone/something: its sizes are not known here"):
         shape_of(replace(model, path="someone/something"))
     (tmp_path / "config.json").write_text('{"hidden_size": 8}')
-    with pytest.raises(PspoError, match=r"config\.json: does not say num_hidden_layers"):
+    with pytest.raises(PspoError, match=r"config\.json: layers|num_hidden_layers is None, not a size"):
         shape_of(replace(model, path=str(tmp_path)))
 
 
@@ -85,6 +86,37 @@ def test_parameters_of_adapters(targets: str) -> None:
     add_lora(model, cfg.model.lora, seed=0)
     shape = Shape(128, 4, 4, 2, 256, 211, True)
     assert adapter_parameters(shape, cfg.model.lora) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+GOOD = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96, "vocab_size": 99}
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        ("7", "not an object"),
+        ("[" * 200_000, "no sizes can be read"),
+        (json.dumps(GOOD | {"num_hidden_layers": -2}), "num_hidden_layers is -2, not a size"),
+        (json.dumps(GOOD | {"num_attention_heads": 0}), "num_attention_heads is 0, not a size"),
+        (json.dumps(GOOD | {"hidden_size": "64"}), "hidden_size is '64', not a size"),
+        (json.dumps(GOOD | {"vocab_size": True}), "vocab_size is True, not a size"),
+        (json.dumps(GOOD | {"num_key_value_heads": None}), "num_key_value_heads is None, not a size"),
+        (json.dumps(GOOD | {"num_key_value_heads": 3}), "4 heads do not divide among 3"),
+        (json.dumps(GOOD | {"intermediate_size": float("nan")}), "intermediate_size is nan, not a size"),
+        (json.dumps(GOOD | {"intermediate_size": 10**200}), "not a size"),
+        (json.dumps(GOOD | {"model_type": "qwen3_moe"}), "model_type 'qwen3_moe' is not counted here"),
+    ],
+)
+def test_a_config_that_is_no_policys_is_one_line(tmp_path: Path, written: str, says: str) -> None:
+    (tmp_path / "config.json").write_text(written)
+    with pytest.raises(PspoError, match=re.escape(says)):
+        read_shape(tmp_path / "config.json")
+
+
+def test_heads_of_their_own_width(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GOOD | {"num_key_value_heads": 2, "head_dim": 32}))
+    shape = read_shape(tmp_path / "config.json")
+    assert (shape.query_size, shape.kv_size) == (128, 64)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -197,12 +229,12 @@ def test_tiles_are_those_of_the_head() -> None:
 @pytest.mark.parametrize(
     ("overrides", "memory", "share"),
     [
-        ([], 79.6, 0.13),
+        ([], 79.6, 0.11),
         (["rollout.vllm.gpu_memory_utilization=0.2"], 79.6, 0.2),
-        (["rollout.vllm.gpu_memory_utilization=0.4"], 79.6, "rollout.vllm.gpu_memory_utilization=null"),
-        (["rollout.vllm.gpu_memory_utilization=0.05"], 79.6, "rollout.vllm.gpu_memory_utilization=null"),
+        (["rollout.vllm.gpu_memory_utilization=0.4"], 79.6, 0.4),  # too much, and said
+        (["rollout.vllm.gpu_memory_utilization=0.05"], 79.6, 0.05),  # too little
         ([], 60.0, "it fits with learner.token_budget=4096"),
-        ([], 45.0, "it fits with learner.gradient_checkpointing=true"),
+        ([], 52.0, "it fits with learner.token_budget=2048"),
         ([], 8.0, "with a smaller policy alone"),
     ],
 )
@@ -329,6 +361,9 @@ def test_a_run_that_does_not_fit_is_told_what_makes_it_fit() -> None:
         (["scale=paper", "gpus=8", "gpu=h100"], 0, ["8 x h100", "fits;", "device-hours", "    1024", "completions/s"]),
         (["scale=paper", "gpu=rtx4090"], 1, ["DOES NOT FIT", "gradient_checkpointing=true"]),
         (["scale=paper", "gpu=abacus"], 2, ["gpu", "must be one of", "h100"]),
+        (["model.path=/does/not/exist"], 1, ["/does/not/exist: its sizes are not known here"]),
+        (["completion_tokens=129"], 2, ["completion_tokens=129: must be at most 128"]),
+        (["rollout=hf", "gpus=4"], 0, ["fits;"]),
         (["scale=paper", "gpus=0"], 2, ["gpus", "greater than or equal to 1"]),
         (["scale=cpu"], 2, ["gpu=h100: is a cuda device, and the run has device=cpu (scale=cpu)"]),
         (["models=/nowhere", "scale=cpu", "gpu=cpu"], 0, ["tiny (0.6 million parameters)", "1 x cpu"]),

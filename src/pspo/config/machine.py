@@ -7,7 +7,10 @@ from typing import Annotated
 
 from pydantic import Field, Strict
 
-from pspo.config.schema import FORBID, Device, NonNegative, Positive, Text
+from pspo.config.schema import FORBID, Device, Text
+
+Positive = Annotated[float, Strict(), Field(gt=1e-6, lt=1e6)]
+NonNegative = Annotated[float, Strict(), Field(ge=0, lt=1e6)]
 
 
 @dataclass(frozen=True)

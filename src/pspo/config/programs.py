@@ -242,6 +242,10 @@ class PlanConfig(TrainConfig):
         if self.gpu.kind != self.device:
             allowed = f"is a {self.gpu.kind} device, and the run has device={self.device} (scale={self.scale})"
             raise ConfigError("gpu", self.gpu.name, allowed)
+        limits = {"prompt_tokens": self.rollout.max_prompt_tokens, "completion_tokens": self.rollout.max_new_tokens}
+        for setting, most in limits.items():
+            if (getattr(self, setting) or 0) > most:
+                raise ConfigError(setting, getattr(self, setting), f"must be at most {most}, as the run's limit is")
 
 
 def needs_device(device: Device, model: Model) -> None:

@@ -30,10 +30,11 @@ def main(cfg: PlanConfig) -> None:
 
 def head(plan: Forecast) -> list[str]:
     cfg, shape = plan.cfg, plan.shape
+    size = f"x {cfg.rollout.group_size} completions" if cfg.train_on == "samples" else "and a solution"
     return [
         f"{cfg.model.path or cfg.model.name} ({shape.total / 1e6:,.1f} million parameters) on {cfg.data.name}, "
         f"{plan.ranks} x {plan.machine.name}",
-        f"a step: {cfg.rollout.prompts} prompts of {plan.lengths.prompt} tokens x {cfg.rollout.group_size} completions "
+        f"a step: {cfg.rollout.prompts} prompts of {plan.lengths.prompt} tokens {size} "
         f"of {plan.lengths.completion}, learned from {cfg.learner.passes} times",
     ]
 
@@ -68,7 +69,7 @@ def memory_lines(plan: Forecast) -> list[str]:
     if plan.fits:
         spare = (plan.available - plan.needed) / GIB
         return [*lines, f"  fits; {spare:.1f} to spare"]
-    if plan.engine.total > plan.engine_share * plan.machine.memory_gib * GIB:
+    if not plan.engine_fits:
         lines.append("  DOES NOT FIT: the engine needs more than its share. It would with:")
     else:
         lines.append(f"  DOES NOT FIT: {(plan.needed - plan.available) / GIB:.1f} GiB too much. It would with:")

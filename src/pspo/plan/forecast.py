@@ -13,6 +13,7 @@ from pspo.plan.shapes import Shape
 from pspo.plan.speed import Step, rollout_s, step_of
 
 GIB = 1 << 30
+MOST_DEVICES = 65_536
 ENGINE_SPARE = GIB // 2
 """What vLLM counts as its own beside weights, cache and a step's work. Assumed."""
 
@@ -36,15 +37,26 @@ class Forecast:
         return self.learner.peak + (int(SPARE * self.learner.peak) if self.machine.kind == "cuda" else 0)
 
     @property
+    def given_share(self) -> float | None:
+        """rollout.vllm.gpu_memory_utilization, where it counts and is not left open."""
+        vllm = self.cfg.rollout.vllm if self.cfg.rollout.engine == "vllm" and self.machine.kind == "cuda" else None
+        return None if vllm is None else vllm.gpu_memory_utilization
+
+    @property
     def engine_share(self) -> float:
-        """Of the device's memory that the engine takes from the start to the end: on a GPU what
-        rollout.vllm.gpu_memory_utilization says, or where that is null what it needs, in hundredths."""
-        memory, vllm = self.machine.memory_gib * GIB, self.cfg.rollout.vllm
+        """Of the device's memory that the engine takes from the start to the end: on a GPU vLLM what it is given, or
+        what it needs, in hundredths."""
+        if self.given_share is not None:
+            return self.given_share
+        memory = self.machine.memory_gib * GIB
         if self.machine.kind == "cuda" and self.cfg.rollout.engine == "vllm":
-            if vllm is not None and vllm.gpu_memory_utilization is not None:
-                return vllm.gpu_memory_utilization
             return math.ceil(100 * (self.engine.total + ENGINE_SPARE) / memory) / 100
         return self.engine.total / memory
+
+    @property
+    def engine_fits(self) -> bool:
+        """In the share that it is given."""
+        return self.given_share is None or self.engine.total <= self.given_share * self.machine.memory_gib * GIB
 
     @property
     def needed(self) -> int:
@@ -57,7 +69,7 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        return self.needed <= self.available and self.engine.total <= self.engine_share * self.machine.memory_gib * GIB
+        return self.needed <= self.available and self.engine_fits
 
     @property
     def completions_per_s(self) -> float:
@@ -117,7 +129,7 @@ def lengths_of(cfg: TrainConfig, prompt: int | None = None, completion: int | No
 def remedies(plan: Forecast) -> Iterator[tuple[str, Forecast]]:
     """Settings with which a run that does not fit does, and its forecast: what the engine needs and no more, smaller
     packs, layers computed twice, and each of these on more devices, up to as many as hold it with its own."""
-    for ranks in (plan.ranks * factor for factor in (1, 2, 4, 8, 16)):
+    for ranks in (plan.ranks * factor for factor in (1, 2, 4, 8, 16) if plan.ranks * factor <= MOST_DEVICES):
         for share in _shares(plan.cfg):
             for again in dict.fromkeys((plan.cfg.learner.gradient_checkpointing, True)):
                 for budget in _budgets(plan.cfg):  # the largest packs that do

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from pspo.config import TrainConfig, schema
+from pspo.errors import ConfigError
 from pspo.plan.shapes import Shape
 
 FP32, BF16 = 4, 2
@@ -186,7 +187,10 @@ def adapter_parameters(shape: Shape, lora: schema.Lora) -> int:
     sizes = {"q_proj": 2 * h, "k_proj": h + kv, "v_proj": h + kv, "o_proj": 2 * h} | dict.fromkeys(
         ("gate_proj", "up_proj", "down_proj"), h + m
     )
-    adapted = sizes if "all-linear" in lora.targets else {name for name in sizes if name in lora.targets}
+    named = {target.split(".")[-1] for target in lora.targets}
+    adapted = sizes if "all-linear" in lora.targets else {name for name in sizes if name in named}
+    if not adapted:
+        raise ConfigError("model.lora.targets", list(lora.targets), f"names none of {', '.join(sizes)}")
     return shape.layers * lora.rank * sum(sizes[name] for name in adapted)
 
 
@@ -211,15 +215,19 @@ def most_at_once(cfg: TrainConfig) -> int:
 
 
 def sampling(cfg: TrainConfig, shape: Shape, ranks: int) -> Sampling:
-    """For as many sequences at once as a step, or a validation, has for a rank, each as long as it may be."""
+    """For as many sequences at once as a step, or an evaluation, has for a rank: a step's each as long as it may be, an
+    evaluation's half as long, since not all are long at once, and one as long as it may be."""
     width, most = BYTES[cfg.rollout.dtype], most_at_once(cfg)
     rollout = -(-cfg.rollout.prompts // ranks) * cfg.rollout.group_size
-    validation = -(-cfg.eval.validation_problems // ranks) if cfg.eval.every else 0
+    asked = max(cfg.eval.validation_problems if cfg.eval.every else 0, cfg.eval.chunk if cfg.eval.at_end else 0)
+    evaluation = -(-asked // ranks)
     token = 2 * width * shape.layers * shape.kv_size
+    longest = cfg.rollout.max_prompt_tokens + cfg.eval.max_new_tokens
     cached = max(
         min(most, rollout) * (cfg.rollout.max_prompt_tokens + cfg.rollout.max_new_tokens),
-        min(most, validation) * (cfg.rollout.max_prompt_tokens + cfg.eval.max_new_tokens),
+        min(most, evaluation) * longest // 2,
+        longest if asked else 0,
     )
     # Logits in fp32, their softmax and a sorted copy, of as many sequences as it is set up for; a prefill's rows.
     work = 3 * FP32 * most * shape.vocabulary + PREFILL * width * (2 * shape.mlp_size + 4 * shape.hidden_size)
-    return Sampling(min(most, max(rollout, validation)), width * shape.total, token * cached, work)
+    return Sampling(min(most, max(rollout, evaluation)), width * shape.total, token * cached, work)

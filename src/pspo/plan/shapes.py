@@ -25,6 +25,9 @@ FIELDS = {
     "tied": "tie_word_embeddings",
 }
 """Ours -> those of config.json."""
+DENSE = ("qwen2", "qwen3", "llama", "mistral")
+"""Architectures with these parts; what else they have, norms of heads or no biases, is a thousandth."""
+LARGEST = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -38,22 +41,28 @@ class Shape:
     mlp_size: int
     vocabulary: int
     tied: bool
+    head_size: int | None = None
+    """None: the width over the heads."""
 
     @property
     def kv_size(self) -> int:
         """Width of the keys, and of the values, of one token in one layer."""
-        return self.kv_heads * (self.hidden_size // self.heads)
+        return self.kv_heads * (self.head_size or self.hidden_size // self.heads)
+
+    @property
+    def query_size(self) -> int:
+        """The same of the queries, and of attention's output."""
+        return self.heads * (self.head_size or self.hidden_size // self.heads)
 
     @property
     def layer(self) -> int:
         """Parameters of one layer."""
-        h, k, m = self.hidden_size, self.kv_size, self.mlp_size
-        return 2 * h * h + h + 2 * (h * k + k) + 3 * h * m + 2 * h
+        return self.matrices + self.query_size + 2 * self.kv_size + 2 * self.hidden_size
 
     @property
     def matrices(self) -> int:
         """Those of them that tokens are multiplied with: without norms and biases."""
-        return 2 * self.hidden_size * (self.hidden_size + self.kv_size) + 3 * self.hidden_size * self.mlp_size
+        return self.hidden_size * (2 * self.query_size + 2 * self.kv_size + 3 * self.mlp_size)
 
     @property
     def embedding(self) -> int:
@@ -89,21 +98,37 @@ def shape_of(model: schema.Model, made: Path | None = None) -> Shape:
 
 
 def read_shape(path: Path) -> Shape:
-    """From a checkpoint's config.json; raises PspoError where it is not there, or lacks a size."""
+    """From a checkpoint's config.json. Raises PspoError where it is not there, is of an architecture that is counted
+    otherwise, or lacks a size."""
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise PspoError(f"{path}: no sizes can be read: {error}") from error
-    missing = [theirs for ours, theirs in FIELDS.items() if theirs not in config and ours not in ("tied", "kv_heads")]
-    if missing:
-        raise PspoError(f"{path}: does not say {', '.join(missing)}")
-    config = {"num_key_value_heads": config["num_attention_heads"], "tie_word_embeddings": False, **config}
-    return Shape(**{ours: config[theirs] for ours, theirs in FIELDS.items()})
+    if not isinstance(config, dict):
+        raise PspoError(f"{path}: no sizes can be read: not an object")
+    if (kind := config.get("model_type", "qwen2")) not in DENSE:
+        raise PspoError(f"{path}: model_type {kind!r} is not counted here, only {', '.join(DENSE)}")
+    heads = config.get("num_attention_heads")
+    config = {"num_key_value_heads": heads, "tie_word_embeddings": False, **config}
+    sizes: dict[str, Any] = {ours: config.get(theirs) for ours, theirs in FIELDS.items()}
+    sizes["tied"] = sizes["tied"] is True
+    if (width := config.get("head_dim")) is not None:
+        sizes["head_size"] = width
+    for ours, size in sizes.items():
+        if ours != "tied" and not (type(size) is int and 0 < size < LARGEST):
+            raise PspoError(f"{path}: {FIELDS.get(ours, 'head_dim')} is {size!r}, not a size")
+    shape = Shape(**sizes)
+    if shape.heads % shape.kv_heads or (shape.head_size is None and shape.hidden_size % shape.heads):
+        raise PspoError(f"{path}: {shape.heads} heads do not divide among {shape.kv_heads}, or {shape.hidden_size}")
+    return shape
 
 
 def _stored(hub_id: str, revision: str | None) -> Path | None:
     """config.json of a hub repository, where it is on this machine; nothing is fetched."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    try:
+        found = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    except ValueError:  # no id of a repository
+        return None
     return Path(found) if isinstance(found, str) else None
