@@ -63,11 +63,13 @@ def read_audit(folder: Path) -> dict[str, Any] | None:
     """What audit.json of an earlier audit says; None without one, or where it is damaged or of another version."""
     try:
         found = json.loads((folder / "audit.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     whole = isinstance(found, dict) and found.get("format") == FORMAT
     parts = {"identity": dict, "date": str, "groups": dict, "totals": dict, "top": list}
-    return found if whole and all(isinstance(found.get(name), kind) for name, kind in parts.items()) else None
+    if not (whole and all(isinstance(found.get(name), kind) for name, kind in parts.items())):
+        return None
+    return found if all(isinstance(found["identity"].get(name), dict) for name in ("files", "settings")) else None
 
 
 # --- text that cannot disguise itself --------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 from driver import Task
 from pspo.config import EvalConfig, StudyConfig, compose, to_yaml
 from pspo.grading import Style
-from records import read_json
+from records import read_summary
 from studies import Cell, Study, group_of, override, threads
 
 EVALUATE = Path(__file__).resolve().parents[1] / "eval" / "evaluate.py"
@@ -46,8 +46,8 @@ def checkpoints_of(cell: Cell) -> dict[str, int]:
     last = {"": cell.cfg.steps}
     if not cell.complete:
         return last
-    best = read_json(cell.run_dir / "summary.json").get("best_step")
-    return last if best in (None, cell.cfg.steps) else {**last, ".best": int(best)}
+    best = read_summary(cell.run_dir)["best_step"]
+    return last if best in (None, cell.cfg.steps) else {**last, ".best": best}
 
 
 def evaluations_of(cell: Cell, study: Study, cfg: StudyConfig) -> dict[str, EvalConfig]:

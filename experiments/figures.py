@@ -153,11 +153,13 @@ def save(drawing: Drawing, path: Path) -> Path:
 
 
 def remove_others(folder: Path, drawn: Sequence[Figure]) -> None:
-    """Drawings of an earlier state of the study, or of another scale."""
+    """Drawings of an earlier state of the study, or of another scale; and what a process that was killed left."""
     kept = {figure.path.stem for figure in drawn}
     for path in (*folder.glob("*.svg"), *folder.glob("*.png")):
         if path.stem not in kept:
             path.unlink()
+    for path in (*folder.glob(".*.svg.*"), *folder.glob(".*.png.*")):
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,11 @@ def verdicts_of(name: str, scale: str, study: Study, cells: Sequence[Cell]) -> l
 def theory_verdicts(path: Path) -> list[Verdict]:
     """Of the formal results, from what `make theory` has written; "not run" where it has not."""
     known = load_claims()
+    kinds = {"statement": str, "on": str, "holds": bool, "violation": float | int, "cases": int}
     try:
-        violations = json.loads(path.read_text(encoding="utf-8"))["statements"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        written = json.loads(path.read_text(encoding="utf-8"))["statements"]
+        violations = [one for one in written if all(isinstance(one[name], kind) for name, kind in kinds.items())]
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         violations = []
     found = []
     for claim in known.claims:

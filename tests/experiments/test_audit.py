@@ -337,8 +337,25 @@ def test_a_report_without_an_audit_says_how_to_make_one(
     assert "Audit of the grader" in html and "python experiments/audit.py study=smoke scale=cpu" in html
     assert 'href="audit.html"' not in html
     (folder / "audit.json").write_text('{"format": 0}')  # of another version: as if there were none
+    (folder / "figures" / ".reward.svg.123").touch()  # of a process that was killed
     report.rebuild(STUDY, cells, cfg)
     assert 'href="audit.html"' not in (folder / "report.html").read_text()
+    assert not list((folder / "figures").glob(".*"))
+
+
+def test_an_audit_that_lacks_something_is_none(tmp_path: Path) -> None:
+    whole = {
+        "format": auditpage.FORMAT,
+        "identity": {"files": {}, "settings": {}},
+        "date": "",
+        "groups": {},
+        "totals": {},
+    }
+    (tmp_path / "audit.json").write_text(json.dumps(whole | {"top": []}))
+    assert auditpage.read_audit(tmp_path) is not None
+    for damaged in (json.dumps(whole), json.dumps(whole | {"top": [], "identity": {"files": 1}}), "[" * 100_000):
+        (tmp_path / "audit.json").write_text(damaged)
+        assert auditpage.read_audit(tmp_path) is None
 
 
 def test_a_study_is_audited_before_its_report(smoke: tuple[StudyConfig, list[Cell]], grader: Grader) -> None:

@@ -243,6 +243,9 @@ def test_formal_results_are_those_that_theory_wrote(tmp_path: Path) -> None:
     assert {one.outcome for one in verdicts.theory_verdicts(tmp_path / "theory.json")} == {"not run"}
     assert outcomes("random", verdicts.REAL) == ["not reproduced", *["reproduced"] * 4]
     assert outcomes("random") == ["not reproduced", *["not run"] * 4]  # there was no warm start: no real policies
+    for damaged in ('{"statements": null}', '{"statements": [{"statement": 3}]}', "[" * 100_000, "7"):
+        (tmp_path / "theory.json").write_text(damaged)
+        assert {one.outcome for one in verdicts.theory_verdicts(tmp_path / "theory.json")} == {"not run"}
 
 
 def test_claims_of_another_scale_are_told_as_not_run() -> None:
