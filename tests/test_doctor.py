@@ -151,6 +151,26 @@ def test_tracking(tmp_path: Path, answers: str, monkeypatch: pytest.MonkeyPatch)
     assert doctor.tracking(small("tracking=offline")).state == doctor.tracking(small()).state == "ok"
 
 
+@pytest.mark.parametrize(
+    ("program", "state", "says"),
+    [
+        ("echo debug up 2; echo long up 8", "ok", "partitions: debug up 2; long up 8"),
+        ("echo no controller >&2; exit 1", "note", "does not answer: no controller"),
+        ("sleep 60", "note", "does not answer: no answer in 1 s"),
+    ],
+)
+def test_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, state: str, says: str) -> None:
+    for name in ("sbatch", "squeue", "scontrol", "sinfo"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(doctor, "ANSWER_S", 1.0)
+    line = doctor.cluster()
+    assert line.state == state and says in line.text
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert "not on this machine" in doctor.cluster().text
+
+
 def test_ranks_that_differ_are_each_a_line() -> None:
     same, one, other = Line("a", "ok", "x"), Line("b", "ok", "y"), Line("b", "BAD", "z")
     found = doctor.merged([[same, one], [same, other]])

