@@ -25,7 +25,7 @@ PY := .venv/bin/python
 # Without vLLM the programs are told so, and a rollout= in ARGS, which comes later, still wins.
 ENGINE = $(if $(filter hf,$(shell cat .venv/pspo-engine 2>/dev/null)),rollout=hf)
 
-.PHONY: help setup reproduce test doctor plan chaos lint format bench sweep slurm slurm-status wandb-sync dashboard theory report audit docs lock clean distclean need-sbatch
+.PHONY: help setup reproduce test doctor fetch plan chaos lint format bench sweep slurm slurm-status wandb-sync dashboard theory report audit docs lock clean distclean need-sbatch
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ test: setup ## every test that this machine can run, two files at a time (ARGS g
 
 doctor: setup ## what a run needs of this machine, a line each: ok or what to do (SCALE, ARGS)
 	$(PY) -m pspo.doctor scale=$(SCALE) $(ENGINE) $(ARGS)
+
+fetch: setup ## policies and problems from the hub into a directory that offline nodes read: make fetch TO=/shared/hub
+	$(PY) -m pspo.fetch to=$(or $(TO),???) $(ARGS)
 
 plan: setup ## what a run and every study take: memory, hours, scaling (SCALE, GPU=h100, GPUS=8, ARGS; docs/scaling.md)
 	@status=0; $(PY) -m pspo.plan scale=$(SCALE) gpu=$(GPU) gpus=$(GPUS) $(ARGS) || status=$$?; \

@@ -17,7 +17,7 @@ LAYERS = [
     {"checkpoint", "learner", "measures", "rollout", "tracking"},
     {"evaluation"},
     {"evalfile"},
-    {"startup", "doctor"},
+    {"startup", "doctor", "fetch"},
     {"exams"},
     {"run", "sft"},
     {"train"},

@@ -12,6 +12,7 @@ import yaml
 
 from pspo.config import (
     EvalConfig,
+    FetchConfig,
     PlanConfig,
     SftConfig,
     StudyConfig,
@@ -25,7 +26,14 @@ from pspo.config import (
 from pspo.config.compose import CONF, cells, one_line_errors
 from pspo.errors import ConfigError, PspoError
 
-PROGRAMS = {"train": TrainConfig, "sft": SftConfig, "eval": EvalConfig, "study": StudyConfig, "plan": PlanConfig}
+PROGRAMS = {
+    "train": TrainConfig,
+    "sft": SftConfig,
+    "eval": EvalConfig,
+    "study": StudyConfig,
+    "plan": PlanConfig,
+    "fetch": FetchConfig,
+}
 # conf/study/ is no group but the root of the study program, whose settings share names with groups.
 GROUPS: dict[str, list[str]] = {p.parent.name: [] for p in CONF.glob("*/*.yaml") if p.parent.name != "study"}
 for path in CONF.glob("*/*.yaml"):
@@ -71,7 +79,7 @@ def test_every_top_file_belongs_to_a_program_or_is_shared():
     every = len(tops) + len(launchers) + sum(map(len, GROUPS.values()))
     assert len(list(CONF.rglob("*.yaml"))) == every  # nothing is left out
     for name, schema in PROGRAMS.items():
-        compose(name, schema, ["checkpoint=x"] if name == "eval" else [])
+        compose(name, schema, {"eval": ["checkpoint=x"], "fetch": ["to=x"]}.get(name, []))
 
 
 @pytest.mark.parametrize("model", ["qwen2_math_1_5b", "qwen2_5_0_5b", "qwen2_5_1_5b"])

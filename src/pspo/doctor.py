@@ -29,6 +29,7 @@ from pspo.config import TrainConfig, load_yaml, program, warm_start_dir
 from pspo.config.compose import CONF
 from pspo.config.machine import Machine
 from pspo.config.schema import WordProblems
+from pspo.data.tokenizer import HUB_FILES
 from pspo.errors import PspoError
 from pspo.files import write_whole
 from pspo.plan.forecast import GIB, forecast, lengths_of, remedies
@@ -253,7 +254,9 @@ def policy(cfg: TrainConfig) -> Line:
     from huggingface_hub import snapshot_download
 
     try:
-        found = snapshot_download(cfg.model.path, revision=cfg.model.revision, local_files_only=True)
+        found = snapshot_download(
+            cfg.model.path, revision=cfg.model.revision, allow_patterns=list(HUB_FILES), local_files_only=True
+        )
     except (OSError, ValueError):
         return _from_the_hub("policy", f"{cfg.model.path} is not on this machine", "model.path=<directory>")
     if not list(Path(found).glob("*.safetensors")):

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from pspo.config.schema import Architecture
-from pspo.data.tokenizer import first_line, looks_local
+from pspo.data.tokenizer import HUB_FILES, first_line, looks_local
 from pspo.errors import PspoError
 from pspo.files import publish
 from pspo.seeds import derive
@@ -100,9 +100,7 @@ def local_checkpoint(path: str | Path, revision: str | None = None) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(
-            str(path), revision=revision, allow_patterns=["*.json", "*.txt", "*.jinja", "*.safetensors"]
-        )
+        return snapshot_download(str(path), revision=revision, allow_patterns=list(HUB_FILES))
     except (OSError, ValueError) as error:
         at = f" at revision {revision} (null takes the newest)" if revision else ""
         raise PspoError(

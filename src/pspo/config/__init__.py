@@ -12,10 +12,11 @@ from pspo.config.compose import (
     to_yaml,
     warm_start_dir,
 )
-from pspo.config.programs import EvalConfig, PlanConfig, SftConfig, StudyConfig, TrainConfig
+from pspo.config.programs import EvalConfig, FetchConfig, PlanConfig, SftConfig, StudyConfig, TrainConfig
 
 __all__ = [
     "EvalConfig",
+    "FetchConfig",
     "PlanConfig",
     "SftConfig",
     "StudyConfig",

@@ -248,6 +248,16 @@ class PlanConfig(TrainConfig):
                 raise ConfigError(setting, getattr(self, setting), f"must be at most {most}, as the run's limit is")
 
 
+@dataclass(frozen=True)
+class FetchConfig:
+    """python -m pspo.fetch"""
+
+    __pydantic_config__ = FORBID
+    to: Text
+    models: tuple[str, ...] | None
+    problems: tuple[str, ...] | None
+
+
 def needs_device(device: Device, model: Model) -> None:
     """Settings that only one kind of device can honour."""
     if device == "cpu" and model.attention == "varlen":

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 VOCABULARY = 384
 """At most so many tokens, EOS and padding included; the generator's words need a few less."""
+HUB_FILES = ("*.json", "*.txt", "*.jinja", "*.safetensors")
+"""What is fetched of a policy's repository: configs, tokenizer and weights."""
 EOS, PAD = "<|im_end|>", "<|endoftext|>"
 CORPUS = 3000  # problems: every word of the generator occurs in them hundreds of times
 
