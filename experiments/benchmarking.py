@@ -15,8 +15,9 @@ from pathlib import Path
 
 from driver import Task
 from pspo.config import EvalConfig, StudyConfig, compose, to_yaml
+from pspo.errors import PspoError
 from pspo.grading import Style
-from records import read_summary
+from records import read_json
 from studies import Cell, Study, group_of, override, threads
 
 EVALUATE = Path(__file__).resolve().parents[1] / "eval" / "evaluate.py"
@@ -46,7 +47,10 @@ def checkpoints_of(cell: Cell) -> dict[str, int]:
     last = {"": cell.cfg.steps}
     if not cell.complete:
         return last
-    best = read_summary(cell.run_dir)["best_step"]
+    path = cell.run_dir / "summary.json"
+    best = read_json(path).get("best_step")
+    if not isinstance(best, int | None):
+        raise PspoError(f"{path}: best_step is not a step")
     return last if best in (None, cell.cfg.steps) else {**last, ".best": best}
 
 

@@ -196,8 +196,6 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
         raise PspoError(f"{path}: no provenance in it")
     if not (isinstance(validation, dict) and all(isinstance(one, int | float) for one in validation.values())):
         raise PspoError(f"{path}: validation is not accuracies by step")
-    if not isinstance(found.setdefault("best_step", None), int | None):
-        raise PspoError(f"{path}: best_step is not a step")
     return found
 
 

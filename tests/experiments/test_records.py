@@ -80,7 +80,6 @@ def test_damaged_metrics_are_named(tmp_path: Path, text: bytes) -> None:
     "text",
     [
         *(None, b"", b"[]", b'{"steps": 20', b"\xff", b"{}", b'{"provenance": {}, "validation": [1]}'),
-        b'{"provenance": {}, "best_step": "x"}',
     ],
 )
 def test_a_damaged_summary_is_named(tmp_path: Path, text: bytes | None) -> None:

@@ -226,6 +226,9 @@ def test_benchmarks_are_of_complete_runs_last_and_best_under_their_own_protocol(
     assert [task.name for task in benchmark_tasks(cells, study, cfg)] == [task.name for task in tasks[1:]]
     study.scales["cpu"].benchmarks["four"] = ("benchmark=wordproblems", "data.levels=[4]", "limit=7")
     assert len(benchmark_tasks(cells, study, cfg)) == 3  # asked another question, it has other files
+    (cells[0].run_dir / "summary.json").write_text(json.dumps({"best_step": "x"}))
+    with pytest.raises(PspoError, match=r"summary\.json: best_step is not a step"):
+        benchmark_tasks(cells, study, cfg)
 
 
 def test_a_terminal_shows_what_runs_and_how_far_it_is(tmp_path: Path) -> None:
