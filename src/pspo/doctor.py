@@ -67,7 +67,7 @@ def main(cfg: TrainConfig) -> None:
 
 
 def examine(cfg: TrainConfig, ranks: Ranks) -> Iterator[Line]:
-    """Every check, on this rank. One that fails in a way nobody has thought of is a line too."""
+    """Every check, on this rank; all ranks make the same ones in the same order, for some wait for each other."""
     checks: list[Callable[[], Line | None]] = [
         versions,
         lambda: driver(cfg),

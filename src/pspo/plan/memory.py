@@ -199,7 +199,6 @@ class Sampling:
     """Bytes of a rank's engine: its own copy of the weights, keys and values of the sequences that it decodes at once,
     and what a step of it takes."""
 
-    at_once: int
     weights: int
     cache: int
     work: int
@@ -230,4 +229,4 @@ def sampling(cfg: TrainConfig, shape: Shape, ranks: int) -> Sampling:
     )
     # Logits in fp32, their softmax and a sorted copy, of as many sequences as it is set up for; a prefill's rows.
     work = 3 * FP32 * most * shape.vocabulary + PREFILL * width * (2 * shape.mlp_size + 4 * shape.hidden_size)
-    return Sampling(min(most, max(rollout, evaluation)), width * shape.total, token * cached, work)
+    return Sampling(width * shape.total, token * cached, work)
