@@ -275,3 +275,28 @@ def outcome(make):
         return make()
     except ConfigError as error:
         return str(error)
+
+
+def test_settings_that_came_later_leave_the_names_of_runs_at_what_they_did_before():
+    """A field of the schema with a default: its value in conf/ is that default, and no part of a run's identity."""
+    cfg = compose("train", TrainConfig, [])
+    later = {
+        "model.compile": cfg.model.compile,
+        "learner.offload_optimizer": cfg.learner.offload_optimizer,
+        "rollout.ahead": cfg.rollout.ahead,
+        "rollout.vllm.sleep": cfg.rollout.vllm.sleep,
+    }
+    assert not any(later.values())
+    assert run_dir_of(cfg).name == "pspo-gentle-s0-a868efe0c9"  # the name it had before there were any of them
+    changed = {run_dir_of(compose("train", TrainConfig, [f"{name}=true"])) for name in later}
+    assert len(changed | {run_dir_of(cfg)}) == len(later) + 1
+
+
+def test_a_config_written_before_a_setting_was_there_is_read(tmp_path):
+    cfg = compose("train", TrainConfig, [])
+    text = to_yaml(cfg)
+    for name in ("compile", "offload_optimizer", "ahead", "sleep", "tensor_parallel"):
+        text, count = re.subn(rf"(?m)^ *{name}: .*\n", "", text)
+        assert count == 1, name
+    (tmp_path / "config.yaml").write_text(text)
+    assert load_yaml(tmp_path / "config.yaml", TrainConfig) == cfg

@@ -20,7 +20,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,8 +149,9 @@ def load_yaml(path: str | Path, schema: type[C], other: str = "", apart: Sequenc
 
 
 def config_hash(cfg: Any, leave_out: Sequence[str] = ()) -> str:
-    """Ten hex digits of what a config dataclass says, without the named fields."""
-    values = {key: value for key, value in _plain(asdict(cfg)).items() if key not in leave_out}
+    """Ten hex digits of what a config dataclass says, without the named fields, and those that have a default and are
+    at it (`pspo.config.schema`)."""
+    values = {key: value for key, value in _said(cfg).items() if key not in leave_out}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -307,6 +308,15 @@ def _parsed(argv: Sequence[str]) -> list[Override]:
 def _root(name: str) -> Path:
     """The folder Hydra searches: `conf/`, or `conf/<name>/` for a program with settings that are groups of `conf/`."""
     return CONF / name if (CONF / name / f"{name}.yaml").is_file() else CONF
+
+
+def _said(cfg: Any) -> Any:
+    """`dataclasses.asdict` without fields at their defaults."""
+    if is_dataclass(cfg):
+        return {f.name: _said(value) for f in fields(cfg) if (value := getattr(cfg, f.name)) != f.default}
+    if isinstance(cfg, dict):
+        return {key: _said(value) for key, value in cfg.items()}
+    return [_said(value) for value in cfg] if isinstance(cfg, list | tuple) else cfg
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,8 @@
 """The groups of settings as plain frozen dataclasses: names, types, bounds and the checks across fields of a group.
 
-Values are not here: they stand in `conf/*.yaml`, each with its source. pydantic checks a composed config against these
+Values are not here: they stand in `conf/*.yaml`, each with its source. A field that came after the first published runs
+has a default, which is what they did: configs written before it are read with it, and at it the field is no part of a
+run's identity (`pspo.config.compose.config_hash`), so that those runs keep their names. pydantic checks a composed config against these
 classes (`pspo.config.compose`), and what comes out are ordinary dataclass instances. Imports: standard library and
 pydantic only, so that a wrong setting is told before torch or vLLM is loaded.
 """
@@ -183,6 +185,8 @@ class Model:
     (scaled_dot_product_attention on rows of equal length), auto: varlen where it can be had."""
     lora: Lora | None
     """Learn adapters instead of the weights themselves; null: all weights."""
+    compile: Flag = False
+    """Have torch compile the layers of the learner's forward and backward pass; needs a C++ compiler, or Triton."""
 
     def __post_init__(self) -> None:
         if self.path is None and self.arch is None:
@@ -312,6 +316,10 @@ class Vllm:
     enforce_eager: Flag
     max_sequences: Count
     """Most sequences decoded at once."""
+    tensor_parallel: Count = 1
+    """Ranks that share one engine, and a copy of the weights, for policies of which a device does not hold one."""
+    sleep: Flag = False
+    """The engine gives back a GPU's memory, weights and keys and values, while the learner learns."""
 
 
 @dataclass(frozen=True)
@@ -333,10 +341,17 @@ class Rollout:
     max_gap: Positive
     """Largest mean |r - 1| between sampler and learner on the first batch and on the first with new weights; above it
     the run stops."""
+    ahead: Flag = False
+    """Sample the next step's completions while this one is learned from: their policy is one step older."""
 
     def __post_init__(self) -> None:
         if self.engine == "vllm" and self.vllm is None:
             raise ConfigError("rollout.vllm", None, "rollout.engine=vllm needs its settings: choose rollout=vllm")
+        if self.ahead and self.vllm is not None and self.vllm.sleep:
+            raise ConfigError("rollout.ahead", True, "needs rollout.vllm.sleep=false: the engine samples meanwhile")
+        if self.ahead and self.vllm is not None and self.vllm.tensor_parallel > 1:
+            allowed = "needs rollout.vllm.tensor_parallel=1: ranks cannot exchange for two purposes at once"
+            raise ConfigError("rollout.ahead", True, allowed)
 
     @property
     def sequences(self) -> int:
@@ -386,6 +401,8 @@ class Learner:
     """Importance weights for a sampler that is not the learner's old policy, truncated at correction_cap."""
     correction_cap: Annotated[float, Strict(), Field(ge=1, le=MOST)]
     gradient_checkpointing: Flag
+    offload_optimizer: Flag = False
+    """Keep the optimiser's moments in the host's memory; each comes to the device for its update, with the same bits."""
 
     def __post_init__(self) -> None:
         if self.correction != "none" and self.old_log_probs == "sampler":
