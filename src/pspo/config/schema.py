@@ -2,9 +2,11 @@
 
 Values are not here: they stand in `conf/*.yaml`, each with its source. A field that came after the first published runs
 has a default, which is what they did: configs written before it are read with it, and at it the field is no part of a
-run's identity (`pspo.config.compose.config_hash`), so that those runs keep their names. pydantic checks a composed config against these
-classes (`pspo.config.compose`), and what comes out are ordinary dataclass instances. Imports: standard library and
-pydantic only, so that a wrong setting is told before torch or vLLM is loaded.
+run's identity (`pspo.config.compose.config_hash`), so that those runs keep their names.
+
+pydantic checks a composed config against these classes (`pspo.config.compose`), and what comes out are ordinary
+dataclass instances. Imports: standard library and pydantic only, so that a wrong setting is told before torch or vLLM
+is loaded.
 """
 
 from __future__ import annotations
@@ -402,7 +404,7 @@ class Learner:
     correction_cap: Annotated[float, Strict(), Field(ge=1, le=MOST)]
     gradient_checkpointing: Flag
     offload_optimizer: Flag = False
-    """Keep the optimiser's moments in the host's memory; each comes to the device for its update, with the same bits."""
+    """Keep the optimiser's moments in the host's memory; they come to the device for their update. The same bits."""
 
     def __post_init__(self) -> None:
         if self.correction != "none" and self.old_log_probs == "sampler":
