@@ -18,7 +18,7 @@ LAYERS = [
     {"evaluation"},
     {"evalfile"},
     {"startup", "doctor", "fetch"},
-    {"exams"},
+    {"exams", "sampling"},
     {"run", "sft"},
     {"train"},
 ]

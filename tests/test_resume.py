@@ -80,6 +80,10 @@ VARIANTS = {
     "adapters": ["lora=all_linear", "learner.kl_coef=0.1", "learner.lr=3e-3"],
     "sgd": ["learner.optimizer=sgd", "learner.lr=3e-2"],
     "supervised": ["train_on=solutions", "surrogate=no_clip", "learner.passes=1", "rollout.max_new_tokens=32"],
+    "sampled-ahead": ["rollout.ahead=true"],
+    "sampled-ahead-and-corrected": [
+        "rollout.ahead=true", "learner.old_log_probs=learner", "learner.correction=token", "rollout.refill=1",
+    ],
     "few-checkpoints": ["saving.every=100", "saving.keep=1"],
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +20,21 @@ from safetensors.torch import load_file
 from pspo.advantages import has_signal
 from pspo.config import TrainConfig, compose
 from pspo.data import eos_ids, load_problems, load_tokenizer, make_prompter
-from pspo.data.order import problems_of_step, spare_problems
+from pspo.data.order import distinct, problems_of_step, spare_problems
 from pspo.data.tokenizer import build_tokenizer
 from pspo.errors import ConfigError, MismatchError, NonFiniteError, PspoError
 from pspo.grading import STATUSES, Grader
 from pspo.models import build, load_policy, save_policy
 from pspo.ranks import Ranks
-from pspo.rollout import make_sampler
+from pspo.rollout import Decoding, make_sampler, sample
+from pspo.rollout.hf import HfSampler
 from pspo.run import Run
 from pspo.rundir import Place
+from pspo.sampling import from_json
+from pspo.seeds import derive
 from pspo.sft import Demonstration, backward
 from pspo.train import train
+from pspo.types import Group
 
 
 @pytest.fixture(scope="module")
@@ -462,6 +467,144 @@ def test_the_sampler_can_be_corrected_for(checkpoint, tmp_path):
     assert lines[1]["gap/effective_share"] == pytest.approx(1, abs=1e-6)
 
 
+# --- sampling ahead, and an engine that sleeps -----------------------------------------------------------------------
+
+
+def test_what_is_sampled_ahead_is_of_the_policy_one_step_older(checkpoint, tmp_path, monkeypatch):
+    """The groups of step s are those that the policy saved after step s - 2 gives, log-probs and all."""
+    saved = {step: tmp_path / f"step-{step}" for step in (1, 2, 3, 4)}
+    save = Run.save
+
+    def kept_apart(a_run, step):
+        told = save(a_run, step)
+        shutil.copytree(a_run.dir / "checkpoints" / f"step-{step}", saved[step])  # the end of the run prunes them
+        return told
+
+    monkeypatch.setattr(Run, "save", kept_apart)
+    settings = ["rollout.ahead=true", "steps=4", "learner.lr=1e-3", "eval.at_end=false"]
+    lines, _ = run(checkpoint, tmp_path / "run", *settings)
+    cfg = compose("train", TrainConfig, [*SETTINGS, *settings, "rollout=hf"])
+    tokenizer = load_tokenizer(checkpoint)
+    prompter = make_prompter(cfg.prompt, cfg.data, tokenizer)
+    decoding = Decoding(cfg.rollout.max_new_tokens, cfg.rollout.temperature, 1.0, cfg.rollout.group_size)
+    for step in (2, 3, 4):
+        problems = problems_of_step(load_problems(cfg.data, "train", cfg.seed), cfg.seed, step, cfg.rollout.prompts)
+        kept = json.loads((saved[step - 1] / "manifest.json").read_text())["memory"]["ahead"]
+        sampler = make_sampler(str(saved.get(step - 2, checkpoint)), cfg.rollout, tokenizer, "cpu", 96, prompter.ends)
+        prompts = [prompter.encode(problem.question) for problem in problems]
+        seeds = [derive(cfg.seed, "rollout", step, *name) for name in distinct(problems)]
+        groups = [
+            Group(problem, prompt, tuple(completions))
+            for problem, prompt, completions in zip(
+                problems, prompts, sample(sampler, prompts, seeds, decoding), strict=True
+            )
+        ]
+        assert from_json(kept, problems) == groups
+    assert json.loads((saved[4] / "manifest.json").read_text())["memory"]["ahead"] == []
+    # Ratios of the first steps to the sampler: its own policy, the same, then one that is an update older.
+    gaps = {line["step"]: line["gap/abs_dev_mean"] for line in lines if "gap/abs_dev_mean" in line}
+    assert gaps[1] < 1e-5 < 1e-3 < max(gaps[step] for step in gaps if step > 1)
+
+
+def test_it_samples_while_the_learner_learns(checkpoint, tmp_path, monkeypatch):
+    """Its first completion waits for the learner's first update: in turns, neither would come."""
+    updated, stream, update = threading.Event(), HfSampler.stream, Run.update
+    waited = []
+
+    def after_the_update(sampler, prompts, seeds, decoding):
+        if threading.current_thread() is not threading.main_thread():
+            waited.append(updated.wait(60))
+        yield from stream(sampler, prompts, seeds, decoding)
+
+    def told(*args):
+        update(*args)
+        updated.set()
+
+    monkeypatch.setattr(HfSampler, "stream", after_the_update)
+    monkeypatch.setattr(Run, "update", told)
+    run(checkpoint, tmp_path / "run", "rollout.ahead=true", "eval.at_end=false")
+    assert waited == [True]
+
+
+def test_what_is_sampled_ahead_fails_and_ends_with_the_run(checkpoint, tmp_path, monkeypatch):
+    stream, drawn = HfSampler.stream, []
+
+    def slow(sampler, prompts, seeds, decoding):
+        for index, completions in stream(sampler, prompts, seeds, decoding):
+            ahead = threading.current_thread() is not threading.main_thread()
+            if ahead and (tmp_path / "fails").exists():
+                raise RuntimeError("the engine is out of order")
+            drawn.append(ahead)
+            yield index, completions
+            time.sleep(0.3 if ahead else 0)
+
+    monkeypatch.setattr(HfSampler, "stream", slow)
+    (tmp_path / "fails").touch()
+    with pytest.raises(RuntimeError, match="out of order"):
+        run(checkpoint, tmp_path / "a", "rollout.ahead=true")
+    (tmp_path / "fails").unlink()
+    drawn.clear()
+    monkeypatch.setattr(Run, "update", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(checkpoint, tmp_path / "b", "rollout.ahead=true")
+    assert not any(thread.name.startswith("sampling ahead") for thread in threading.enumerate())
+    assert sum(drawn) < 4  # it did not sample to its end first
+
+
+@pytest.mark.parametrize(
+    "settings, setting",
+    [
+        (["learner.old_log_probs=learner"], "rollout.ahead"),
+        (["rollout=vllm", "rollout.vllm.sleep=true"], "rollout.ahead"),
+        (["rollout=vllm", "rollout.vllm.tensor_parallel=2"], "rollout.ahead"),
+    ],
+)
+def test_ahead_without_what_it_needs_is_refused(settings, setting):
+    with pytest.raises(ConfigError, match=f"{setting}=True: needs"):
+        compose("train", TrainConfig, ["rollout.ahead=true", *settings])
+
+
+@pytest.mark.vllm
+def test_a_run_whose_engine_sleeps_has_the_bits_of_one_whose_engine_does_not(checkpoint, tmp_path, monkeypatch):
+    """vLLM's own sleep: on a CPU it goes through the same states, and keeps its memory."""
+    pytest.importorskip("vllm")
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    said = []
+
+    def heard(kind, name, said_of=lambda args, kwargs: ""):
+        real = getattr(kind, name)
+
+        def call(self, *args, **kwargs):
+            said.append(f"{name}{said_of(args, kwargs)}")
+            return real(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, name, call)
+
+    awake, weights = run(checkpoint, tmp_path / "awake", rollout="vllm")
+    heard(EngineCore, "sleep", lambda args, kwargs: f" {args[0]}")
+    heard(EngineCore, "wake_up", lambda args, kwargs: f" {' '.join(args[0])}")
+    heard(EngineCore, "reset_prefix_cache")
+    rpc = UniProcExecutor.collective_rpc
+    monkeypatch.setattr(
+        UniProcExecutor,
+        "collective_rpc",
+        lambda self, method, *args, **kwargs: (
+            said.append(method) if method == "reload_weights" else None,
+            rpc(self, method, *args, **kwargs),
+        )[1],
+    )
+    lines, same = run(checkpoint, tmp_path / "asleep", "rollout.vllm.sleep=true", rollout="vllm")
+    assert without_times(awake) == without_times(lines)
+    assert all(torch.equal(weights[name], same[name]) for name in weights)
+    slept = ["sleep 2", "reset_prefix_cache"]  # vLLM's own
+    woken = ["wake_up weights", "reload_weights", "reset_prefix_cache", "wake_up kv_cache"]
+    first = said.index("sleep 2")
+    assert said[first : first + 6] == slept + woken
+    assert said.count("sleep 2") == 2 and said.count("wake_up kv_cache") == 2
+
+
 # --- several ranks ---------------------------------------------------------------------------------------------------
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -473,15 +616,27 @@ def program(checkpoint, run_dir, ranks, *overrides):
     return [*command, *SETTINGS, f"model.path={checkpoint}", f"run_dir={run_dir}", *overrides]
 
 
+SHARED = "rollout.vllm.tensor_parallel=2"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["hf", pytest.param("vllm", marks=pytest.mark.vllm)])
-def test_a_run_on_two_ranks_is_that_of_one(checkpoint, tmp_path, root, engine):
+@pytest.mark.parametrize(
+    "engine, ranks, shared",
+    [
+        ("hf", 2, []),
+        pytest.param("vllm", 2, [], marks=pytest.mark.vllm),
+        pytest.param("vllm", 2, [SHARED, "rollout.vllm.sleep=true"], marks=pytest.mark.vllm),
+        pytest.param("vllm", 4, [SHARED], marks=pytest.mark.vllm),  # two engines of two ranks
+    ],
+)
+def test_a_run_on_several_ranks_is_that_of_one(checkpoint, tmp_path, root, engine, ranks, shared):
     if engine == "vllm" and importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM has no build for this machine")
-    metrics, weights, evals = [], [], []
-    for ranks in (1, 2):
+    several, metrics, weights, evals = ranks, [], [], []
+    for ranks in (1, several):
         run_dir = tmp_path / str(ranks)
         settings = [f"rollout={engine}", "eval.every=1", "eval.validation_problems=8", "eval.test_problems=7"]
+        settings += shared if ranks > 1 else []
         command = program(checkpoint, run_dir, ranks, *settings, "rollout.refill=1")
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=ENV, timeout=250)
         assert done.returncode == 0, done.stderr[-4000:]

@@ -14,9 +14,8 @@ from pspo.data import Prompter
 from pspo.evalfile import EvalFile, evaluate_to_file, identity_of, weights_digest
 from pspo.evaluation import Protocol, evaluate
 from pspo.grading import Grader
-from pspo.ranks import Ranks
 from pspo.rollout import Completer, Decoding, Sampler
-from pspo.rollout.shared import sampled_by_all
+from pspo.rollout.shared import Engines, sampled_by_all
 from pspo.scores import scores
 from pspo.startup import Parts
 
@@ -27,7 +26,7 @@ class Exams:
     def __init__(
         self,
         cfg: TrainConfig,
-        ranks: Ranks,
+        engines: Engines,
         sampler: Sampler,
         prompter: Prompter,
         grader: Grader,
@@ -35,7 +34,7 @@ class Exams:
         guard: Callable[[], None],
     ) -> None:
         """`guard` is called before anything is written, and raises where it must not be."""
-        self.cfg, self.ranks, self.sampler, self.guard = cfg, ranks, sampler, guard
+        self.cfg, self.engines, self.sampler, self.guard = cfg, engines, sampler, guard
         self.prompter, self.grader, self.parts = prompter, grader, parts
         decoding = Decoding(cfg.eval.max_new_tokens, temperature=0.0)
         self.protocol = Protocol(decoding, cfg.rollout.max_prompt_tokens, cfg.seed)
@@ -47,12 +46,12 @@ class Exams:
             records = evaluate(sampler, self.prompter, self.grader, self.parts.validation, self.protocol)
             return scores(records, self.prompter.style)
 
-        return sampled_by_all(work, self.sampler, self.ranks)
+        return sampled_by_all(work, self.sampler, self.engines)
 
     def test(self, checkpoint: Path, path: Path) -> dict[str, Any]:
         """Scores on the test part of the sampler's policy, which is that of `checkpoint`; written to `path`, a chunk at
         a time, and not done again where they are there."""
-        return sampled_by_all(lambda sampler: self._test(sampler, checkpoint, path), self.sampler, self.ranks)
+        return sampled_by_all(lambda sampler: self._test(sampler, checkpoint, path), self.sampler, self.engines)
 
     def _test(self, sampler: Completer, checkpoint: Path, path: Path) -> dict[str, Any]:
         cfg, chunk, problems = self.cfg, self.cfg.eval.chunk, self.parts.test

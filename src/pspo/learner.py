@@ -166,6 +166,11 @@ class Learner:
         batch.moved = True
         return replace(stats, grad_norm=grad_norm, updates=1.0)
 
+    def release(self) -> None:
+        """Gives the memory that is held for tensors to come back to the GPU, for an engine that takes it."""
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def check_weights(self) -> None:
         """Raises NonFiniteError where what is learned is not finite any more. Every rank calls it."""
         learned = [parameter.detach() for parameter in self._learned().values()]

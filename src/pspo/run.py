@@ -1,7 +1,7 @@
 """A training run: its parts, and the steps that `pspo.train` is written in.
 
     resume, then for each step
-    problems -> sample -> reward -> refill -> check -> batch -> fix_old_log_probs -> update ...
+    problems -> sample -> reward -> refill -> check -> sample_ahead -> batch -> fix_old_log_probs -> update ...
     -> sync -> evaluate -> log -> save
 
 Every rank runs all of it: it samples and grades its share of the prompts, and learns from its share of the tokens. What
@@ -33,9 +33,9 @@ from pspo.batching import Batch
 from pspo.checkpoint import Checkpoints, Saved
 from pspo.config import TrainConfig
 from pspo.data import load_tokenizer, make_prompter
-from pspo.data.order import distinct, problems_of_step, spare_problems
+from pspo.data.order import problems_of_step, spare_problems
 from pspo.errors import MismatchError, NonFiniteError, PspoError
-from pspo.evaluation import prompts_of, stop_if_not_finite
+from pspo.evaluation import prompts_of
 from pspo.exams import Exams
 from pspo.files import write_whole
 from pspo.grading import Grade, Grader
@@ -47,8 +47,10 @@ from pspo.objective import UpdateStats
 from pspo.provenance import provenance
 from pspo.ranks import PeerError, Ranks
 from pspo.rewards import rewards_of
-from pspo.rollout import Decoding, make_sampler
+from pspo.rollout import make_sampler
+from pspo.rollout.shared import Engines
 from pspo.rundir import Place
+from pspo.sampling import Drawn, Sampling, as_json, from_json
 from pspo.seeds import derive
 from pspo.startup import data_reports, load_parts, origins, planned, prepare, starting_checkpoint
 from pspo.stopping import Stop, Stopped
@@ -70,6 +72,8 @@ class Run:
         self.cfg, self.ranks, self.place, self.stop, self.dir = cfg, ranks, place, stop or Stop(), place.path
         self.memory = Memory([{"from_step": 0, "ranks": ranks.size, **provenance()}])
         self.resumed = self.told = False
+        self.under_way: int | None = None  # the step that is being sampled ahead
+        self.ahead: Drawn | None = None  # what was, of all ranks
         self._clear()
 
     def __enter__(self) -> Run:
@@ -83,6 +87,7 @@ class Run:
 
     def _open(self, stack: ExitStack) -> None:
         cfg, started = self.cfg, time.perf_counter()
+        self.engines = engines = Engines.of(cfg.rollout, self.ranks)
         prepare(cfg.device, cfg.threads, cfg.deterministic)
         checkpoint = starting_checkpoint(cfg)
         self.grader = stack.enter_context(Grader(cfg.grading.workers, cfg.grading.timeout))
@@ -103,7 +108,9 @@ class Run:
         make = partial(make_sampler, checkpoint, rollout, self.tokenizer, cfg.device, longest, self.prompter.ends)
         self.sampler = self.ranks.together(partial(make, self.ranks), "starting the samplers")
         stack.callback(self.sampler.close)
-        self.exams = Exams(cfg, self.ranks, self.sampler, self.prompter, self.grader, self.data, self.place.check)
+        self.sampling = Sampling(cfg, engines, self.sampler, self.prompter, self.grader)
+        stack.enter_context(self.sampling)
+        self.exams = Exams(cfg, engines, self.sampler, self.prompter, self.grader, self.data, self.place.check)
         self.checkpoints = Checkpoints(self.dir / "checkpoints", cfg.steps, self.ranks)
         self.saved = self.checkpoints.newest()
         newest, after = (None, None) if self.saved is None else (self.saved.path, self.saved.step)
@@ -136,6 +143,7 @@ class Run:
         self.rewards: list[float] = []  # of the same
         self.no_signal: list[bool] = []  # of these groups
         self.grading: list[Future[list[Grade]]] = []  # of this rank's groups since the last reward
+        self.sampling_s = 0.0  # that this rank's engine took, beside the learner too
         self.learning: Batch | None = None
         self.updates: list[UpdateStats] = []  # of this rank's share
         self.learned_tokens = 0
@@ -172,6 +180,9 @@ class Run:
         others = self.memory.goes_on_with(here, saved.step)
         self.ranks.together(partial(self.sampler.load, read_weights(saved.path)), "handing the weights to the samplers")
         set_generators(self.ranks.rank, device, state)
+        if self.memory.ahead:
+            groups = from_json(self.memory.ahead, self._problems_of(saved.step + 1))
+            self.ahead, self.memory.ahead = self.sampling.graded_again(groups), []
         self.resumed = True
         if self.ranks.first:
             unlike = f", perhaps not with the same bits: it has another {others}" if others else ""
@@ -182,31 +193,58 @@ class Run:
     def problems(self, step: int) -> list[Problem]:
         """P problems, in epochs without repetition; they depend on seed and step alone."""
         self.step_started = time.perf_counter()
+        return self._problems_of(step)
+
+    def _problems_of(self, step: int) -> list[Problem]:
         return problems_of_step(self.data.train, self.cfg.seed, step, self.cfg.rollout.prompts)
 
     def sample(self, problems: Sequence[Problem], step: int) -> list[Group]:
-        """G completions for each problem, with seeds derived from run seed, step and problem.
+        """G completions for each problem: those that were sampled ahead for this step, or by the policy as it is.
 
         A group is handed to the grader as soon as it is finished, while the others are still being sampled.
         """
-        rollout, mine = self.cfg.rollout, self.ranks.share(problems)
-        prompts = prompts_of(mine, self.prompter, rollout.max_prompt_tokens)
-        seeds = [derive(self.cfg.seed, "rollout", step, *name) for name in self.ranks.share(distinct(problems))]
-        decoding = Decoding(rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.group_size)
-        drawn: dict[int, tuple[Completion, ...]] = {}
-        grading: dict[int, Future[list[Grade]]] = {}
-        with self.clock("rollout"), self.ranks.doing(f"sampling of step {step}"):
-            for index, completions in self.sampler.stream(prompts, seeds, decoding):
-                stop_if_not_finite(completions)
-                drawn[index] = tuple(completions)
-                gold, style = mine[index].gold, self.prompter.style
-                grading[index] = self.grader.submit([(c.text, gold, style) for c in completions])
-        self.grading = [grading[index] for index in range(len(mine))]
-        groups = [Group(problem, prompts[k], drawn[k]) for k, problem in enumerate(mine)]
+        drawn, self.ahead = self.ahead, None
+        if drawn is None:
+            with self.clock("rollout"), self.ranks.doing(f"sampling of step {step}"):
+                drawn = self.sampling.draw(problems, step)
+            drawn = self._exchanged(drawn, step)
+        self.grading = drawn.grading
+        self.sampling_s += drawn.seconds
+        self.sampled += drawn.groups
+        return drawn.groups
+
+    def _exchanged(self, mine: Drawn, step: int) -> Drawn:
+        """The groups of all ranks; grades stay with the rank that has sent for them."""
         with self.clock("exchange"):
-            groups = self.ranks.interleave(self.ranks.gather(groups, f"exchange of groups of step {step}"))
-        self.sampled += groups
-        return groups
+            return replace(mine, groups=self.engines.gather(mine.groups, f"exchange of groups of step {step}"))
+
+    def sample_ahead(self, step: int) -> None:
+        """Off by default (rollout.ahead): begins to sample what step `step` learns from, by the policy as it is now,
+        while the learner goes on; `sync` waits for it.
+
+        Where sampler and learner have to be compared, it is waited for at once: as long as the learner has not moved.
+        """
+        if not self.cfg.rollout.ahead or step > self.cfg.steps:
+            return
+        self.sampling.start(self._problems_of(step), step)
+        self.under_way = step
+        if self.resumed or (self.memory.checks_left and self.memory.moved):
+            self._wait_for_ahead()
+            assert self.ahead is not None
+            self._compare(self.ahead.groups, step)
+
+    def _wait_for_ahead(self) -> None:
+        if self.under_way is None:
+            return
+        step, self.under_way = self.under_way, None
+        with self.clock("rollout"), self.ranks.doing(f"sampling of step {step}"):
+            drawn = self.sampling.wait()
+        self.ahead = self._exchanged(drawn, step)
+
+    def sleep_sampler(self) -> None:
+        """Off by default (rollout.vllm.sleep): gives the learner the memory of the sampler, until `sync`."""
+        with self.clock("sync"):
+            self.sampler.sleep()
 
     def demonstrate(self, problems: Sequence[Problem]) -> list[Group]:
         """The data set's own solution of each problem as a group of one, which nobody sampled. Raises PspoError for a
@@ -229,7 +267,7 @@ class Run:
         with self.clock("grade"):
             mine = [graded.result() for graded in self.grading]
         with self.clock("exchange"):
-            graded = self.ranks.interleave(self.ranks.gather(mine, "exchange of grades"))
+            graded = self.engines.gather(mine, "exchange of grades")
         grades = [grade for of_a_group in graded for grade in of_a_group]
         self.grades += grades
         rewards = rewards_of(groups, grades, self.cfg.reward, derive(self.cfg.seed, "reward", step))
@@ -272,8 +310,13 @@ class Run:
         """Do sampler and learner hold the same policy? On the first batch, and on the first after new weights.
 
         Also after a resume, which leaves no trace in the metrics. Raises MismatchError where ratios would not start
-        near 1, with the causes that we have seen.
+        near 1, with the causes that we have seen. Groups that were sampled ahead are of an older policy, and are
+        compared when they are sampled.
         """
+        if not self.cfg.rollout.ahead or not self.memory.moved:
+            self._compare(groups, step)
+
+    def _compare(self, groups: Sequence[Group], step: int) -> None:
         due = self.memory.checks_left > 0
         if not (due or self.resumed):
             return
@@ -345,9 +388,12 @@ class Run:
 
     def sync(self) -> None:
         """Streams the learner's weights into the sampler. Raises NonFiniteError where an update destroyed them."""
+        self._wait_for_ahead()
         with self.clock("sync"), self.ranks.expecting("handing the weights to the samplers"):
             if self.updates:
                 self.learner.check_weights()
+            if self.updates or self.sampler.asleep:
+                self.learner.release()
                 self.sampler.load(self.learner.weights())
 
     # --- evaluation, records, checkpoints ----------------------------------------------------------------------------
@@ -386,7 +432,7 @@ class Run:
                 "reward/mean": sum(self.rewards) / len(self.rewards),
                 "reward/no_signal_share": sum(self.no_signal) / len(self.no_signal),
                 "rollout/refilled_groups": len(self.sampled) - self.cfg.rollout.prompts,
-                "speed/rollout_tokens_per_s": tokens / max(self.seconds["rollout"], 1e-9),
+                "speed/rollout_tokens_per_s": tokens / max(self.sampling_s, 1e-9),
             }
         if self.learning is not None and "gap/abs_dev_mean" not in self.metrics:  # a check has said it of all groups
             found |= gap_metrics(self.learning.before - self.learning.sampler)
@@ -424,6 +470,7 @@ class Run:
         self.ranks.together(self.place.check, f"the end of step {step}")
         if self.tracker is not None:
             self.memory.tracker = self.tracker.ids()
+        self.memory.ahead = [] if self.ahead is None else as_json(self.ahead.groups)
         generators = generator_tensors(self.ranks.rank, self.learner.model.device)
         self.checkpoints.save(step, write, self.learner.training_state() | generators, self.memory.to_json())
         self.checkpoints.prune(step, self.cfg.saving.keep, self.best_step)

@@ -59,6 +59,8 @@ def optimise(run: Run, cfg: TrainConfig) -> None:
         groups, rewards = run.refill(groups, rewards, step)  # off by default: groups without signal, sampled anew
         advantages = group_advantages(rewards, inner.advantage_scale, inner.advantage_eps)
         run.check(groups, step)  # at the start of a run: sampler and learner are the same policy
+        run.sample_ahead(step + 1)  # off by default: the next step's groups, by this policy, while it learns
+        run.sleep_sampler()  # off by default: until `sync` its memory is the learner's
         batch = run.batch(groups, advantages, rewards)  # flat tensors of the completions that give a signal
         passes = [  # mu passes over the same batch: ratios leave 1
             minibatches(batch, inner.minibatches, derive(cfg.seed, "pass", step, k), inner.minibatch_of)
@@ -90,6 +92,7 @@ def imitate(run: Run, cfg: TrainConfig) -> None:
     for step in range(done + 1, cfg.steps + 1):
         groups = run.demonstrate(run.problems(step))  # P groups of one: the solution
         batch = run.batch(groups, torch.ones(len(groups), 1), None)
+        run.sleep_sampler()
         for part in minibatches(batch, inner.minibatches, derive(cfg.seed, "pass", step, 0), inner.minibatch_of):
             run.update(batch, part, step)  # with advantages of 1 and ratios that are 1, the gradient of log pi
         run.sync()

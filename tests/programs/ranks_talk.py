@@ -168,7 +168,7 @@ class Echo:
 
 def evaluations(ranks: Ranks) -> None:
     from pspo.rollout import Decoding
-    from pspo.rollout.shared import sampled_by_all
+    from pspo.rollout.shared import Engines, sampled_by_all
 
     def ask(numbers, then=None):
         def work(sampler):
@@ -179,7 +179,7 @@ def evaluations(ranks: Ranks) -> None:
             return [drawn[k][0][0] for k in range(len(prompts))]
 
         try:
-            return sampled_by_all(work, Echo(), ranks)
+            return sampled_by_all(work, Echo(), Engines(ranks))
         except PspoError as error:
             return str(error)
 

@@ -92,6 +92,11 @@ class TrainConfig:
                 "must be 1.0 in training: below it the sampler renormalises over the tokens it keeps, so its log-probs "
                 "are not the learner's and ratios do not start at 1",
             )
+        if rollout.ahead and learner.correction == "none" and learner.old_log_probs == "learner":
+            allowed = (
+                "needs a correction for the policy that sampled: learner.correction=token, or sequence, or ratios "
+            )
+            raise ConfigError("rollout.ahead", True, allowed + "to that policy, learner.old_log_probs=sampler")
         if self.data.kind == "benchmark" and "train" not in self.data.splits:
             raise ConfigError("data", self.data.name, "has no training part: it can only be evaluated on")
         if self.eval.every and self.eval.validation_problems > self.data.validation:
@@ -121,6 +126,7 @@ class TrainConfig:
             "learner.entropy_bonus": (learner.entropy_bonus, 0.0),
             "learner.correction": (learner.correction, "none"),
             "rollout.refill": (self.rollout.refill, 0),
+            "rollout.ahead": (self.rollout.ahead, False),
         }
         for setting, (value, wanted) in allowed.items():
             if value != wanted:

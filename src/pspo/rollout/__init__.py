@@ -56,8 +56,16 @@ class Sampler(Completer, Protocol):
     """An engine of this process, which can be given new weights."""
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Takes new weights, given under their checkpoint names, and forgets everything computed with the old."""
+        """Takes new weights, given under their checkpoint names, and forgets everything computed with the old. A
+        sampler that sleeps is awake afterwards."""
         ...
+
+    def sleep(self) -> None:
+        """Gives back the device's memory, weights too, until `load`; nothing where the config does not want it."""
+        ...
+
+    @property
+    def asleep(self) -> bool: ...
 
     def close(self) -> None:
         """Gives back what the engine holds; it cannot be used afterwards."""

@@ -110,6 +110,13 @@ class HfSampler:
     def forget(self) -> None:
         """Nothing is kept between calls."""
 
+    def sleep(self) -> None:
+        """It stays where it is: rollout.vllm.sleep is vLLM's."""
+
+    @property
+    def asleep(self) -> bool:
+        return False
+
     def close(self) -> None:
         del self.model
 

@@ -42,6 +42,7 @@ class VllmSampler:
         ranks: Ranks,
     ) -> None:
         assert cfg.vllm is not None  # checked by the schema
+        self.sleeps = cfg.vllm.sleep
         self.tokenizer, self.device, self.eos, self.stop = tokenizer, device, ends.ids, ends.strings
         _prepare(cfg.vllm, device)
         from vllm import LLM
@@ -71,10 +72,14 @@ class VllmSampler:
             options |= {
                 "gpu_memory_utilization": cfg.vllm.gpu_memory_utilization or ALONE,
                 "max_num_batched_tokens": max(PREFILL, max_tokens),
+                "enable_sleep_mode": cfg.vllm.sleep,  # memory that can be given back is allocated otherwise
             }
         if ranks.size > 1:
-            # An engine a rank, in a process group that is there already: vLLM's name for it.
-            options |= {"tensor_parallel_size": 1, "distributed_executor_backend": "external_launcher"}
+            # Engines in a process group that is there already: vLLM's name for it. Ranks that share one are neighbours.
+            options |= {
+                "tensor_parallel_size": cfg.vllm.tensor_parallel,
+                "distributed_executor_backend": "external_launcher",
+            }
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # vLLM seeds the global generators
             warnings.simplefilter("ignore")
             self.engine: Any = LLM(**options)
@@ -84,6 +89,8 @@ class VllmSampler:
     ) -> Iterator[tuple[int, list[Completion]]]:
         from vllm.inputs import TokensPrompt
 
+        if self.asleep:
+            raise RuntimeError("the engine is asleep: it samples after new weights")
         engine = self.engine.llm_engine
         waiting: dict[str, int] = {}  # id of a request in the engine -> index of its prompt
         try:
@@ -101,10 +108,26 @@ class VllmSampler:
                 engine.abort_request(list(waiting))
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Woken in this order, memory for keys and values is taken when what streaming weights needs has been given
+        back, and nothing that was computed with the old weights is found in it."""
+        if asleep := self.asleep:
+            self.engine.wake_up(["weights"])
         self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if self.device == "cpu":
             self.engine.apply_model(_repack_head)
         self.forget()
+        if asleep:
+            self.engine.wake_up(["kv_cache"])
+
+    def sleep(self) -> None:
+        """Level 2: the weights are dropped, not copied to the host, since new ones come. On a CPU vLLM goes through the
+        same states and keeps its memory."""
+        if self.sleeps and not self.asleep:
+            self.engine.sleep(level=2)
+
+    @property
+    def asleep(self) -> bool:
+        return self.engine.llm_engine.is_sleeping()
 
     def forget(self) -> None:
         if not self.engine.reset_prefix_cache():
