@@ -100,7 +100,7 @@ def test_a_run_that_does_not_fit_is_told_what_would(monkeypatch: pytest.MonkeyPa
     card = load_yaml(CONF / "gpu" / "rtx4090.yaml", Machine)
     monkeypatch.setattr(doctor, "this_machine", lambda cfg: card)
     line = doctor.memory(compose("train", TrainConfig, ["scale=paper"]), Ranks())
-    assert line.state == "BAD" and "does not fit; it would with gpus=" in line.text
+    assert line.state == "BAD" and "does not fit; it would with " in line.text
     monkeypatch.setattr(doctor, "this_machine", lambda cfg: replace(card, memory_gib=400.0))
     assert doctor.memory(compose("train", TrainConfig, ["scale=paper"]), Ranks()).state == "ok"
 

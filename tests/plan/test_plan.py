@@ -19,8 +19,19 @@ from pspo.config import TrainConfig, compose, load_yaml
 from pspo.config.compose import CONF
 from pspo.config.machine import Machine
 from pspo.errors import ConfigError, PspoError
-from pspo.plan.forecast import Forecast, forecast, lengths_of, remedies
-from pspo.plan.memory import TILE, WHOLE, Lengths, Pack, adapter_parameters, fullest_pack, learning, packs_of
+from pspo.plan.forecast import ASLEEP, GIB, Forecast, forecast, lengths_of, remedies
+from pspo.plan.memory import (
+    CUDA_CONTEXT,
+    SPARE,
+    TILE,
+    WHOLE,
+    Lengths,
+    Pack,
+    adapter_parameters,
+    fullest_pack,
+    learning,
+    packs_of,
+)
 from pspo.plan.shapes import FIELDS, Shape, read_shape, shape_of
 from pspo.plan.speed import pass_s, rollout_s, step_of, sync_s
 
@@ -235,7 +246,8 @@ def test_tiles_are_those_of_the_head() -> None:
         (["rollout.vllm.gpu_memory_utilization=0.05"], 79.6, 0.05),  # too little
         ([], 60.0, "it fits with learner.token_budget=4096"),
         ([], 52.0, "it fits with learner.token_budget=2048"),
-        ([], 8.0, "with a smaller policy alone"),
+        ([], 24.0, "with rollout.vllm.sleep=true learner.gradient_checkpointing=true learner.offload_optimizer=true"),
+        ([], 2.0, "with a smaller policy alone"),
     ],
 )
 def test_a_run_begins_with_its_plan(tmp_path: Path, overrides: list[str], memory: float, share: float | str) -> None:
@@ -334,6 +346,7 @@ def test_more_devices_need_less_each_and_take_no_longer_until_prompts_run_out() 
         ("lora=all_linear", "gradients"),
         ("learner.gradient_checkpointing=true", "activations"),
         ("learner.token_budget=4096", "activations"),
+        ("learner.offload_optimizer=true", "moments"),
     ],
 )
 def test_what_spares_memory(setting: str, part: str) -> None:
@@ -344,15 +357,56 @@ def test_what_spares_memory(setting: str, part: str) -> None:
     assert getattr(less.learner, part) < 0.6 * getattr(more.learner, part) and less.needed < more.needed
 
 
-def test_a_run_that_does_not_fit_is_told_what_makes_it_fit() -> None:
-    plan = plan_of("data=math", "prompt=boxed", "sampling=boxed", gpu="rtx4090")
+def test_an_engine_that_sleeps_and_the_learner_take_turns() -> None:
+    """By hand: the learner's peak, or what it holds between updates beside the engine."""
+    beside, turns = plan_of(), plan_of("rollout.vllm.sleep=true")
+    engine = int(turns.engine_share * turns.machine.memory_gib * GIB)
+    assert beside.needed - turns.needed == engine - ASLEEP
+    held = turns.learner.weights + turns.learner.moments
+    most = plan_of("rollout.vllm.sleep=true", "rollout.vllm.gpu_memory_utilization=0.6")
+    assert most.needed == held + int(SPARE * held) + int(0.6 * most.machine.memory_gib * GIB) + CUDA_CONTEXT
+    assert turns.step == beside.step  # what waking takes has not been measured
+
+
+def test_engines_of_several_devices() -> None:
+    """Half the weights and half the keys of two heads on each, as many prompts as one device would have."""
+    one, two = plan_of(ranks=2), plan_of("rollout.vllm.tensor_parallel=2", ranks=2)
+    assert two.engine.weights == one.engine.weights // 2
+    assert plan_of("rollout.vllm.tensor_parallel=4", ranks=4).engine.cache * 2 == plan_of().engine.cache
+    assert two.learner == one.learner
+    alone = plan_of().step.rollout  # all prompts on one device
+    assert alone / 2 < two.step.rollout < alone
+    with pytest.raises(ConfigError, match="tensor_parallel=2: must divide the number of devices, which is 3"):
+        plan_of("rollout.vllm.tensor_parallel=2", ranks=3)
+
+
+def test_sampling_ahead_hides_the_shorter_of_two_at_best() -> None:
+    at_once = plan_of("rollout.ahead=true", "learner.correction=token").step
+    assert at_once.total == pytest.approx(max(at_once.rollout, at_once.learn + at_once.optimizer) + at_once.sync)
+    assert plan_of().step.total == pytest.approx(at_once.total + at_once.ahead)
+
+
+def test_offloaded_moments_travel_twice() -> None:
+    plan, away = plan_of(), plan_of("learner.offload_optimizer=true")
+    gigabytes = 2 * 2 * 8 * plan.shape.total / 1e9  # two updates a step, there and back, two moments
+    assert away.step.optimizer - plan.step.optimizer == pytest.approx(gigabytes / plan.machine.host_gbs)
+    assert away.checkpoint_bytes == plan.checkpoint_bytes  # wherever they are
+
+
+@pytest.mark.parametrize("gpu, ranks", [("rtx4090", 1), ("l40s", 1), ("rtx4090", 3)])
+def test_a_run_that_does_not_fit_is_told_what_makes_it_fit(gpu: str, ranks: int) -> None:
+    settings = ["data=math", "prompt=boxed", "sampling=boxed"]
+    plan = plan_of(*settings, gpu=gpu, ranks=ranks)
     assert not plan.fits
     found = list(remedies(plan))
     assert len(found) > 1 and all(other.fits for _, other in found)
-    settings, other = found[0]
-    again = [text for text in settings.split() if not text.startswith("gpus=")]
-    typed = plan_of("data=math", "prompt=boxed", "sampling=boxed", *again, gpu="rtx4090", ranks=other.ranks)
-    assert typed.fits and typed.needed == other.needed
+    for text, other in found:
+        again = [change for change in text.split() if not change.startswith("gpus=")]
+        typed = plan_of(*settings, *again, gpu=gpu, ranks=other.ranks)
+        assert typed.fits and typed.needed == other.needed
+        for without in again:  # each of them is needed
+            fewer = [change for change in again if change != without]
+            assert not plan_of(*settings, *fewer, gpu=gpu, ranks=other.ranks).fits
 
 
 @pytest.mark.parametrize(

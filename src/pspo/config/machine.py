@@ -45,6 +45,8 @@ class Machine:
     """How fast the engine takes them in."""
     start_s: NonNegative
     """Of a process before it samples or learns."""
+    host_gbs: Positive
+    """Between the device and its host's memory, GB/s in one direction."""
     link_gbs: Positive
     """Between devices of a node, GB/s in one direction."""
     network_gbs: Positive

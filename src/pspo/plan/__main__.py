@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from pspo.config import PlanConfig, program, warm_start_dir
-from pspo.plan.forecast import GIB, Forecast, forecast, lengths_of, remedies
-from pspo.plan.memory import CUDA_CONTEXT
+from pspo.plan.forecast import ASLEEP, GIB, Forecast, forecast, lengths_of, remedies
+from pspo.plan.memory import CUDA_CONTEXT, ranks_per_engine
 from pspo.plan.shapes import shape_of
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -61,6 +61,9 @@ def memory_lines(plan: Forecast) -> list[str]:
             f"the engine's share, {plan.engine_share:.2f}": int(plan.engine_share * plan.machine.memory_gib * GIB),
             "CUDA's context": CUDA_CONTEXT,
         }
+    if plan.sleeps:
+        parts["engine asleep"] = ASLEEP
+        parts["the learner while the engine samples"] = plan.learner.held
     parts["needed"] = plan.needed
     lines = [
         f"memory of a device, GiB ({plan.machine.memory_gib:g}, planned with {plan.machine.utilisation:.0%} of it)"
@@ -80,6 +83,7 @@ def memory_lines(plan: Forecast) -> list[str]:
 def speed_lines(plan: Forecast) -> list[str]:
     step = plan.step
     phases = {name: getattr(step, name) for name in ("rollout", "learn", "exchange", "optimizer", "sync")}
+    phases["of it at the same time, at best"] = -step.ahead
     tokens = plan.cfg.rollout.sequences * plan.lengths.completion
     return [
         "a step, s",
@@ -95,13 +99,14 @@ def scaling_lines(plan: Forecast, sizes: Sequence[int] = SIZES) -> list[str]:
     """The same run over 1 to 1,024 devices, and what stops it."""
     prompts, sequences = plan.cfg.rollout.prompts, plan.cfg.rollout.sequences
     lines = [f"{'devices':>8}{'GiB each':>10}{'s a step':>10}{'speed':>8}{'a device':>10}"]
-    one = forecast(plan.cfg, plan.shape, plan.machine, 1, plan.lengths).step.total
-    for ranks in sizes:
+    each = ranks_per_engine(plan.cfg)
+    one = each * forecast(plan.cfg, plan.shape, plan.machine, each, plan.lengths).step.total
+    for ranks in (size for size in sizes if size % each == 0):
         at = forecast(plan.cfg, plan.shape, plan.machine, ranks, plan.lengths)
         speed = one / at.step.total
         notes = [] if at.fits else ["does not fit"]
-        if prompts < ranks <= 2 * prompts:
-            notes.append(f"only {prompts} devices sample: a prompt's completions stay together")
+        if prompts * each < ranks <= 2 * prompts * each:
+            notes.append(f"only {prompts * each} devices sample: a prompt's completions stay together")
         if sequences < ranks <= 2 * sequences:
             notes.append(f"only {sequences} devices learn")
         figures = f"{at.needed / GIB:>10.1f}{at.step.total:>10.2f}{speed:>8.2f}{speed / ranks:>10.0%}"

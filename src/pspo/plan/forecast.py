@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from pspo.config import TrainConfig, schema
 from pspo.config.machine import Machine
-from pspo.plan.memory import CUDA_CONTEXT, SPARE, Learning, Lengths, Sampling, fullest_pack, learning, sampling
+from pspo.errors import ConfigError
+from pspo.plan.memory import (
+    CUDA_CONTEXT,
+    SPARE,
+    Learning,
+    Lengths,
+    Sampling,
+    fullest_pack,
+    learned_parameters,
+    learning,
+    moments,
+    ranks_per_engine,
+    sampling,
+)
 from pspo.plan.shapes import Shape
 from pspo.plan.speed import Step, rollout_s, step_of
 
@@ -16,6 +30,8 @@ GIB = 1 << 30
 MOST_DEVICES = 65_536
 ENGINE_SPARE = GIB // 2
 """What vLLM counts as its own beside weights, cache and a step's work. Assumed."""
+ASLEEP = GIB // 2
+"""What an engine keeps of a GPU while it sleeps. Assumed."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +50,16 @@ class Forecast:
     @property
     def learner_bytes(self) -> int:
         """With what the allocator holds beside its tensors, on a GPU."""
-        return self.learner.peak + (int(SPARE * self.learner.peak) if self.machine.kind == "cuda" else 0)
+        return self._allocated(self.learner.peak)
+
+    def _allocated(self, tensors: int) -> int:
+        return tensors + (int(SPARE * tensors) if self.machine.kind == "cuda" else 0)
+
+    @property
+    def sleeps(self) -> bool:
+        """Does the engine give its memory back while the learner learns?"""
+        vllm = self.cfg.rollout.vllm if self.cfg.rollout.engine == "vllm" and self.machine.kind == "cuda" else None
+        return vllm is not None and vllm.sleep
 
     @property
     def given_share(self) -> float | None:
@@ -60,8 +85,13 @@ class Forecast:
 
     @property
     def needed(self) -> int:
+        """At the fullest of two times, where the engine sleeps: it samples beside what the learner holds between
+        updates, or the learner learns. Else of both together."""
         engine = int(self.engine_share * self.machine.memory_gib * GIB)
-        return self.learner_bytes + engine + (CUDA_CONTEXT if self.machine.kind == "cuda" else 0)
+        both = self.learner_bytes + engine
+        if self.sleeps:
+            both = max(self.learner_bytes + ASLEEP, self._allocated(self.learner.held) + engine)
+        return both + (CUDA_CONTEXT if self.machine.kind == "cuda" else 0)
 
     @property
     def available(self) -> int:
@@ -93,11 +123,17 @@ class Forecast:
     @property
     def checkpoint_bytes(self) -> int:
         """On the disk at a time: those that are kept, the best and one being written; weights and moments in fp32."""
-        return (self.cfg.saving.keep + 2) * (self.learner.weights + self.learner.moments) * self.ranks
+        learned = moments(self.cfg, learned_parameters(self.cfg, self.shape))
+        return (self.cfg.saving.keep + 2) * (self.learner.weights * self.ranks + learned)
 
 
 def forecast(cfg: TrainConfig, shape: Shape, machine: Machine, ranks: int, lengths: Lengths) -> Forecast:
-    """`lengths`: of prompts and completions on average; memory is counted for completions as long as they may be."""
+    """`lengths`: of prompts and completions on average; memory is counted for completions as long as they may be.
+
+    Raises ConfigError where the ranks do not divide among engines.
+    """
+    if ranks % (each := ranks_per_engine(cfg)):
+        raise ConfigError("rollout.vllm.tensor_parallel", each, f"must divide the number of devices, which is {ranks}")
     return Forecast(
         cfg=cfg,
         shape=shape,
@@ -127,20 +163,50 @@ def lengths_of(cfg: TrainConfig, prompt: int | None = None, completion: int | No
 
 
 def remedies(plan: Forecast) -> Iterator[tuple[str, Forecast]]:
-    """Settings with which a run that does not fit does, and its forecast: what the engine needs and no more, smaller
-    packs, layers computed twice, and each of these on more devices, up to as many as hold it with its own."""
+    """Settings with which a run that does not fit does, and its forecast: what the engine needs and no more, an engine
+    that sleeps, layers computed twice, moments in the host's memory, smaller packs, an engine over several devices. On
+    as many devices as there are, and on more, up to as many as hold it with its own settings; nothing is changed that
+    it fits without."""
     for ranks in (plan.ranks * factor for factor in (1, 2, 4, 8, 16) if plan.ranks * factor <= MOST_DEVICES):
-        for share in _shares(plan.cfg):
-            for again in dict.fromkeys((plan.cfg.learner.gradient_checkpointing, True)):
-                for budget in _budgets(plan.cfg):  # the largest packs that do
-                    learner = replace(plan.cfg.learner, token_budget=budget, gradient_checkpointing=again)
-                    cfg = replace(plan.cfg, learner=learner, rollout=_with_share(plan.cfg.rollout, share))
-                    found = forecast(cfg, plan.shape, plan.machine, ranks, plan.lengths)
-                    if found.fits:
-                        yield _changed(plan, found), found
-                        if learner == plan.cfg.learner:
-                            return
-                        break
+        enough: list[tuple[bool, ...]] = []
+        for changes in sorted(_choices(plan.cfg), key=sum):
+            if any(all(change or not made for change, made in zip(changes, before, strict=True)) for before in enough):
+                continue  # with fewer it fits already
+            for found in _with(plan, ranks, *changes):
+                if found.fits:
+                    enough.append(changes)
+                    yield _changed(plan, found), found
+                    break
+        if (False, False, False) in enough:
+            return
+
+
+def _choices(cfg: TrainConfig) -> list[tuple[bool, bool, bool]]:
+    """Of an engine that sleeps, layers computed twice and offloaded moments, what can be changed."""
+    sleep = cfg.rollout.engine == "vllm" and cfg.device == "cuda" and not cfg.rollout.ahead
+    offload = cfg.learner.optimizer == "adamw" and cfg.device == "cuda"
+    return list(itertools.product((False, True)[: 1 + sleep], (False, True), (False, True)[: 1 + offload]))
+
+
+def _with(plan: Forecast, ranks: int, sleep: bool, again: bool, offload: bool) -> Iterator[Forecast]:
+    """Forecasts with these changes: engines of as few devices, and packs as large, as can be first."""
+    inner, vllm = plan.cfg.learner, plan.cfg.rollout.vllm
+    together = [1] if vllm is None else [n for n in (1, 2, 4, 8) if n >= vllm.tensor_parallel and not ranks % n]
+    for each, share, budget in itertools.product(together, _shares(plan.cfg), _budgets(plan.cfg)):
+        if plan.shape.heads % each or (plan.cfg.rollout.ahead and each > 1):
+            continue
+        learner = replace(
+            inner,
+            token_budget=budget,
+            gradient_checkpointing=inner.gradient_checkpointing or again,
+            offload_optimizer=inner.offload_optimizer or offload,
+        )
+        rollout = plan.cfg.rollout
+        if vllm is not None:
+            engine = replace(vllm, gpu_memory_utilization=share, sleep=vllm.sleep or sleep, tensor_parallel=each)
+            rollout = replace(rollout, vllm=engine)
+        cfg = replace(plan.cfg, learner=learner, rollout=rollout)
+        yield forecast(cfg, plan.shape, plan.machine, ranks, plan.lengths)
 
 
 def fitting(plan: Forecast) -> Forecast | None:
@@ -158,27 +224,25 @@ def _shares(cfg: TrainConfig) -> list[float | None]:
     return list(dict.fromkeys((None, share)))
 
 
-def _with_share(rollout: schema.Rollout, share: float | None) -> schema.Rollout:
-    return (
-        rollout if rollout.vllm is None else replace(rollout, vllm=replace(rollout.vllm, gpu_memory_utilization=share))
-    )
-
-
 def _changed(plan: Forecast, found: Forecast) -> str:
     """What to type."""
-    before, after = plan.cfg, found.cfg
-    return " ".join(
-        filter(
-            None,
-            [
-                f"gpus={found.ranks}" if found.ranks != plan.ranks else "",
-                "rollout.vllm.gpu_memory_utilization=null" if after.rollout != before.rollout else "",
-                "learner.gradient_checkpointing=true"
-                if after.learner.gradient_checkpointing != before.learner.gradient_checkpointing
-                else "",
-                f"learner.token_budget={after.learner.token_budget}"
-                if after.learner.token_budget != before.learner.token_budget
-                else "",
-            ],
-        )
-    )
+    before, after = _settings(plan), _settings(found)
+    return " ".join(f"{name}={value}" for name, value in after.items() if value != before[name])
+
+
+def _settings(plan: Forecast) -> dict[str, str]:
+    """Those that remedies change."""
+    inner, vllm = plan.cfg.learner, plan.cfg.rollout.vllm
+    found: dict[str, object] = {"gpus": plan.ranks}
+    if vllm is not None:
+        found |= {
+            "rollout.vllm.gpu_memory_utilization": vllm.gpu_memory_utilization,
+            "rollout.vllm.sleep": vllm.sleep,
+            "rollout.vllm.tensor_parallel": vllm.tensor_parallel,
+        }
+    found |= {
+        "learner.gradient_checkpointing": inner.gradient_checkpointing,
+        "learner.offload_optimizer": inner.offload_optimizer,
+        "learner.token_budget": inner.token_budget,
+    }
+    return {name: "null" if value is None else str(value).lower() for name, value in found.items()}

@@ -26,6 +26,8 @@ HF_ROWS = 256
 """Completions that pspo.rollout.hf decodes at once."""
 CUDA_CONTEXT = 1 << 30
 """What a process takes of a GPU before any tensor: CUDA's context, cuBLAS's workspaces, NCCL's buffers. Assumed."""
+OFFLOADED = 1 << 28
+"""What the moments that are in the host's memory take on the device: pieces on their way, and back."""
 SPARE = 0.05
 """Share of the learner's tensors that a GPU's caching allocator holds beside them. Assumed."""
 
@@ -96,7 +98,7 @@ class Learning:
 
     weights      what is learned, in fp32 (with LoRA: the frozen weights in the model's dtype, and the adapters)
     gradients    of the same, at the end of the backward pass
-    moments      Adam's two
+    moments      Adam's two; of those in the host's memory, what a piece of them takes on the device (pspo.offload)
     reference    a second policy for the KL term
     copies       in bfloat16: autocast's copies of the layers' weights; of a sharded policy, what is whole at a time
     activations  of the fullest pack
@@ -115,13 +117,17 @@ class Learning:
     several_packs: bool
 
     @property
+    def held(self) -> int:
+        """Between two steps, while the engine samples."""
+        return self.weights + self.moments + self.reference
+
+    @property
     def peak(self) -> int:
         """At the fullest of two moments: where the backward pass begins, and where it ends. With several packs the
         gradients of those before are there from the beginning."""
-        held = self.weights + self.moments + self.reference
         begins = self.activations + self.copies + self.head + (self.gradients if self.several_packs else 0)
         ends = self.gradients + self.embedding
-        return held + max(begins, ends)
+        return self.held + max(begins, ends)
 
 
 def learned_parameters(cfg: TrainConfig, shape: Shape) -> int:
@@ -148,7 +154,7 @@ def learning(cfg: TrainConfig, shape: Shape, ranks: int, packs: int, pack: Pack)
     return Learning(
         weights=(width * frozen + FP32 * learned) // ranks,
         gradients=FP32 * learned // ranks,
-        moments=(2 * FP32 * learned if cfg.learner.optimizer == "adamw" else 0) // ranks,
+        moments=OFFLOADED if cfg.learner.offload_optimizer and cfg.device == "cuda" else moments(cfg, learned) // ranks,
         reference=FP32 * shape.total // ranks if cfg.learner.kl_coef and lora is None else 0,
         copies=copies,
         activations=activations(cfg, shape, ranks, pack),
@@ -156,6 +162,11 @@ def learning(cfg: TrainConfig, shape: Shape, ranks: int, packs: int, pack: Pack)
         embedding=FP32 * shape.embedding if lora is None else 0,
         several_packs=packs > 1,
     )
+
+
+def moments(cfg: TrainConfig, learned: int) -> int:
+    """Bytes of all ranks' moments."""
+    return 2 * FP32 * learned if cfg.learner.optimizer == "adamw" else 0
 
 
 def activations(cfg: TrainConfig, shape: Shape, ranks: int, pack: Pack) -> int:
@@ -196,8 +207,8 @@ def adapter_parameters(shape: Shape, lora: schema.Lora) -> int:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Bytes of a rank's engine: its own copy of the weights, keys and values of the sequences that it decodes at once,
-    and what a step of it takes."""
+    """Bytes of a rank's engine, or of its part of one: weights, keys and values of the sequences that it decodes at
+    once, and what a step of it takes."""
 
     weights: int
     cache: int
@@ -213,13 +224,18 @@ def most_at_once(cfg: TrainConfig) -> int:
     return HF_ROWS if cfg.rollout.engine == "hf" or cfg.rollout.vllm is None else cfg.rollout.vllm.max_sequences
 
 
+def ranks_per_engine(cfg: TrainConfig) -> int:
+    return 1 if cfg.rollout.engine == "hf" or cfg.rollout.vllm is None else cfg.rollout.vllm.tensor_parallel
+
+
 def sampling(cfg: TrainConfig, shape: Shape, ranks: int) -> Sampling:
     """For as many sequences at once as a step, or an evaluation, has for a rank: a step's each as long as it may be, an
     evaluation's half as long, since not all are long at once, and one as long as it may be."""
-    width, most = BYTES[cfg.rollout.dtype], most_at_once(cfg)
-    rollout = -(-cfg.rollout.prompts // ranks) * cfg.rollout.group_size
+    width, most, each = BYTES[cfg.rollout.dtype], most_at_once(cfg), ranks_per_engine(cfg)
+    engines = ranks // each
+    rollout = -(-cfg.rollout.prompts // engines) * cfg.rollout.group_size
     asked = max(cfg.eval.validation_problems if cfg.eval.every else 0, cfg.eval.chunk if cfg.eval.at_end else 0)
-    evaluation = -(-asked // ranks)
+    evaluation = -(-asked // engines)
     token = 2 * width * shape.layers * shape.kv_size
     longest = cfg.rollout.max_prompt_tokens + cfg.eval.max_new_tokens
     cached = max(
@@ -229,4 +245,4 @@ def sampling(cfg: TrainConfig, shape: Shape, ranks: int) -> Sampling:
     )
     # Logits in fp32, their softmax and a sorted copy, of as many sequences as it is set up for; a prefill's rows.
     work = 3 * FP32 * most * shape.vocabulary + PREFILL * width * (2 * shape.mlp_size + 4 * shape.hidden_size)
-    return Sampling(width * shape.total, token * cached, work)
+    return Sampling(width * shape.total // each, token * cached // min(each, shape.kv_heads), work)

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pspo.config import TrainConfig, schema
 from pspo.config.machine import Machine
-from pspo.plan.memory import BYTES, FP32, WHOLE, Lengths, Pack, activations, learned_parameters, most_at_once, packs_of
+from pspo.plan.memory import (
+    BYTES,
+    FP32,
+    WHOLE,
+    Lengths,
+    Pack,
+    activations,
+    learned_parameters,
+    moments,
+    most_at_once,
+    packs_of,
+    ranks_per_engine,
+)
 from pspo.plan.shapes import Shape
 
 GIGA, TERA = 1e9, 1e12
@@ -22,6 +34,7 @@ class Step:
     exchange   gathering and reducing of a sharded policy, as far as the passes do not hide it
     optimizer  the updates of the weights
     sync       new weights to the engine
+    ahead      of these, sampling that the learner hides or is hidden by, at best (rollout.ahead)
     """
 
     rollout: float
@@ -29,10 +42,11 @@ class Step:
     exchange: float
     optimizer: float
     sync: float
+    ahead: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.rollout + self.learn + self.exchange + self.optimizer + self.sync
+        return self.rollout + self.learn + self.exchange + self.optimizer + self.sync - self.ahead
 
 
 def step_of(cfg: TrainConfig, shape: Shape, machine: Machine, ranks: int, lengths: Lengths) -> Step:
@@ -41,14 +55,16 @@ def step_of(cfg: TrainConfig, shape: Shape, machine: Machine, ranks: int, length
     learned = packs * updates * pass_s(cfg, shape, machine, ranks, each) * (1 + _forwards(cfg) / 3)
     moved = packs * updates * exchange_s(cfg, shape, machine, ranks)
     samples = cfg.train_on == "samples"
-    prompts = math.ceil(cfg.rollout.prompts / ranks)
-    return Step(
+    prompts = math.ceil(cfg.rollout.prompts * ranks_per_engine(cfg) / ranks)
+    step = Step(
         rollout=rollout_s(cfg, shape, machine, prompts, cfg.rollout.group_size, lengths) if samples else 0.0,
         learn=learned,
         exchange=max(0.0, moved - learned),
         optimizer=updates * optimizer_s(cfg, shape, machine, ranks),
         sync=sync_s(shape, machine, ranks) if samples else 0.0,
     )
+    hidden = min(step.rollout, step.learn + step.exchange + step.optimizer)
+    return replace(step, ahead=hidden if cfg.rollout.ahead else 0.0)
 
 
 def _forwards(cfg: TrainConfig) -> float:
@@ -80,9 +96,11 @@ def pass_s(cfg: TrainConfig, shape: Shape, machine: Machine, ranks: int, pack: P
 
 
 def optimizer_s(cfg: TrainConfig, shape: Shape, machine: Machine, ranks: int) -> float:
-    """Of one update: Adam reads weight, gradient and two moments and writes three, SGD reads two and writes one."""
-    moved = 7 if cfg.learner.optimizer == "adamw" else 3
-    return moved * FP32 * learned_parameters(cfg, shape) / ranks / machine.bandwidth_gbs / GIGA
+    """Of one update: Adam reads weight, gradient and two moments and writes three, SGD reads two and writes one. What
+    the host keeps comes and goes, one way at a time."""
+    moved, learned = 7 if cfg.learner.optimizer == "adamw" else 3, learned_parameters(cfg, shape)
+    travels = 2 * moments(cfg, learned) / machine.host_gbs if cfg.learner.offload_optimizer else 0.0
+    return (moved * FP32 * learned / machine.bandwidth_gbs + travels) / ranks / GIGA
 
 
 def exchange_s(cfg: TrainConfig, shape: Shape, machine: Machine, ranks: int) -> float:
@@ -106,7 +124,8 @@ def _link(machine: Machine, ranks: int) -> float:
 def rollout_s(
     cfg: TrainConfig, shape: Shape, machine: Machine, prompts: int, completions: int, lengths: Lengths
 ) -> float:
-    """Of so many completions of each prompt: a step of the engine for each token of a wave, and the prompts once."""
+    """Of so many completions of each prompt: a step of the engine for each token of a wave, and the prompts once. Ranks
+    that share an engine share its weights, keys and products, and add up two hidden states of a token in each layer."""
     sequences = prompts * completions
     waves = math.ceil(sequences / most_at_once(cfg))
     if not waves:
@@ -115,9 +134,10 @@ def rollout_s(
     token = 2 * width * shape.layers * shape.kv_size
     cache = at_once * token * (lengths.prompt + lengths.completion / 2)
     weights = shape.layers * shape.layer + shape.embedding  # the embedding is looked up, the head multiplied
-    reads = (width * weights + cache) / machine.bandwidth_gbs / GIGA
-    products = 2 * weights * at_once / flops
-    overhead = (machine.engine_step_ms + machine.engine_sequence_ms * at_once) / 1e3
-    return (
-        waves * lengths.completion * (overhead + max(reads, products)) + 2 * weights * prompts * lengths.prompt / flops
-    )
+    each = ranks_per_engine(cfg)
+    reads = (width * weights / each + cache / min(each, shape.kv_heads)) / machine.bandwidth_gbs / GIGA
+    products = 2 * weights * at_once / flops / each
+    added = 2 * 2 * width * shape.layers * shape.hidden_size * (each - 1) / each / _link(machine, each)
+    overhead = (machine.engine_step_ms + machine.engine_sequence_ms * at_once) / 1e3 + added * at_once
+    prefill = prompts * lengths.prompt * (2 * weights / flops / each + added)
+    return waves * lengths.completion * (overhead + max(reads, products)) + prefill
