@@ -22,11 +22,11 @@ from _common import ROOT, spread, table, write_results
 PHASES = ("rollout", "grade", "learn", "sync", "other", "step")
 
 
-def medians(engine: str, steps: int) -> dict[str, float]:
+def medians(settings: list[str], steps: int) -> dict[str, float]:
     """Median seconds of each phase over the steps of one run; the first two, with the start-up checks, left out."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = [f"rollout={engine}", f"run_dir={folder}/run", f"steps={steps}", "eval.every=0", "eval.at_end=false"]
-        command = [sys.executable, "-m", "pspo.train", *settings, "tracking.progress=false"]
+        short = [f"run_dir={folder}/run", f"steps={steps}", "eval.every=0", "eval.at_end=false"]
+        command = [sys.executable, "-m", "pspo.train", *settings, *short, "tracking.progress=false"]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
         lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
     counted = [line for line in lines if line["step"] > 2]
@@ -47,7 +47,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, float]]] = {engine: [] for engine in engines}
     for _ in range(options.pairs):
         for engine in engines:
-            runs[engine].append(medians(engine, options.steps))
+            runs[engine].append(medians([f"rollout={engine}"], options.steps))
 
     rows = [
         [name, *(spread([run[name] for run in runs[engine]]) for engine in engines)] for name in runs[engines[0]][0]

@@ -410,7 +410,7 @@ def test_what_cannot_be_audited_does_not_stop_the_report(
 @pytest.mark.parametrize(
     ("arguments", "complaint", "status"),
     [
-        (["study=mian"], "study=mian: must be one of alpha, confirm, controls, edge, epsilon", 2),
+        (["study=mian"], "study=mian: must be one of ahead, alpha, confirm, controls, edge, epsilon", 2),
         (["study=smoke", "runs=nowhere", "models=nowhere"], "study smoke: nothing is evaluated in nowhere", 1),
         (["study=smoke", "gone"], "either settings of a study (study=smoke) or files (gone), not both", 1),
         (["gone"], "gone: no such file or run directory", 1),

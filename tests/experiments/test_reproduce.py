@@ -117,7 +117,7 @@ def command(cfg: StudyConfig, *overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("study=mian", "wrong setting: study=mian: must be one of alpha, confirm, controls, edge, epsilon"),
+        ("study=mian", "wrong setting: study=mian: must be one of ahead, alpha, confirm, controls, edge, epsilon"),
         ("scale=paper", "wrong setting: scale=paper: study smoke has cpu"),
         ("cell=4", "wrong setting: cell=4: study smoke has cells 0 to 3 at scale=cpu"),
         ("overrides=['learner.passes=0']", "wrong setting: learner.passes=0"),

@@ -140,7 +140,7 @@ def test_a_mistake_in_a_study_is_one_line_that_names_it(
 
 
 def test_an_unknown_study_names_those_there_are() -> None:
-    with pytest.raises(ConfigError, match=r"study=mian: must be one of alpha, confirm, controls, edge, epsilon"):
+    with pytest.raises(ConfigError, match=r"study=mian: must be one of ahead, alpha, confirm, controls, edge, epsilon"):
         load_study("mian")
 
 
