@@ -526,6 +526,17 @@ def test_it_samples_while_the_learner_learns(checkpoint, tmp_path, monkeypatch):
     assert waited == [True]
 
 
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_it_samples_with_as_many_threads_as_the_run_has(checkpoint, tmp_path, root):
+    """vLLM's attention on a CPU dies where the thread that samples has others than the engine was made with."""
+    pytest.importorskip("vllm")
+    command = program(checkpoint, tmp_path / "run", 1, "rollout=vllm", "rollout.ahead=true", "threads=1")
+    several = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # one for each core
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=several, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_what_is_sampled_ahead_fails_and_ends_with_the_run(checkpoint, tmp_path, monkeypatch):
     stream, drawn = HfSampler.stream, []
 

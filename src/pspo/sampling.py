@@ -132,7 +132,9 @@ def _as_here() -> Any:
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def set_up() -> None:
-        torch.set_num_threads(threads)
+        torch._C.set_num_threads(
+            threads
+        )  # not torch's: a vLLM engine has replaced that by a function that does nothing
         if device is not None:
             torch.cuda.set_device(device)
 
