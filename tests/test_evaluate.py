@@ -1,6 +1,8 @@
 """eval/evaluate.py: where its files go, and which validation problems it asks."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,20 @@ def test_validation_problems_are_the_run_s_own(tmp_path, run_dir) -> None:
 def test_where_nothing_can_be_written_it_is_told_before_anything_is_loaded(tmp_path, out) -> None:
     with pytest.raises(ConfigError, match=r"out=.*must be a file, or the name of one to be made"):
         evaluate.run(compose("eval", EvalConfig, [f"checkpoint={tmp_path}", "benchmark=wordproblems", f"out={out}"]))
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+def test_an_engine_of_two_processes_answers_as_one(root, tmp_path, random_policy) -> None:
+    """Of a process alone vLLM starts the parts of a tensor-parallel engine itself."""
+    pytest.importorskip("vllm")
+    checkpoint, lines = random_policy(), []
+    for parts in (1, 2):
+        out = tmp_path / f"{parts}.jsonl"
+        settings = [f"checkpoint={checkpoint}", "benchmark=wordproblems", "limit=5", "eval.max_new_tokens=16"]
+        settings += [f"rollout.vllm.tensor_parallel={parts}", f"out={out}"]
+        command = [sys.executable, "eval/evaluate.py", *settings]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=250)
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines.append(out.read_text().splitlines())
+    assert lines[0] == lines[1] and len(lines[0]) == 5

@@ -393,8 +393,9 @@ class Run:
         with self.clock("sync"), self.ranks.expecting("handing the weights to the samplers"):
             if self.updates:
                 self.learner.check_weights()
-            if self.updates or self.sampler.asleep:
+            if self.sampler.asleep:
                 self.learner.release()
+            if self.updates or self.sampler.asleep:
                 self.sampler.load(self.learner.weights())
 
     # --- evaluation, records, checkpoints ----------------------------------------------------------------------------

@@ -54,6 +54,7 @@ class VllmSampler:
             "enforce_eager": cfg.vllm.enforce_eager,
             "max_model_len": max_tokens,
             "max_num_seqs": cfg.vllm.max_sequences,
+            "tensor_parallel_size": cfg.vllm.tensor_parallel,
             "logprobs_mode": "processed_logprobs",  # after temperature and top-p: of the distribution sampled from
             "disable_log_stats": True,
             "trust_remote_code": False,
@@ -76,10 +77,8 @@ class VllmSampler:
             }
         if ranks.size > 1:
             # Engines in a process group that is there already: vLLM's name for it. Ranks that share one are neighbours.
-            options |= {
-                "tensor_parallel_size": cfg.vllm.tensor_parallel,
-                "distributed_executor_backend": "external_launcher",
-            }
+            # A process alone, which evaluates, has vLLM start others for its parts.
+            options |= {"distributed_executor_backend": "external_launcher"}
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # vLLM seeds the global generators
             warnings.simplefilter("ignore")
             self.engine: Any = LLM(**options)
