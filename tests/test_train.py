@@ -627,17 +627,14 @@ def program(checkpoint, run_dir, ranks, *overrides):
     return [*command, *SETTINGS, f"model.path={checkpoint}", f"run_dir={run_dir}", *overrides]
 
 
-SHARED = "rollout.vllm.tensor_parallel=2"
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "engine, ranks, shared",
     [
         ("hf", 2, []),
         pytest.param("vllm", 2, [], marks=pytest.mark.vllm),
-        pytest.param("vllm", 2, [SHARED, "rollout.vllm.sleep=true"], marks=pytest.mark.vllm),
-        pytest.param("vllm", 4, [SHARED], marks=pytest.mark.vllm),  # two engines of two ranks
+        # Two engines of two ranks, which sleep:
+        pytest.param("vllm", 4, ["rollout.vllm.tensor_parallel=2", "rollout.vllm.sleep=true"], marks=pytest.mark.vllm),
     ],
 )
 def test_a_run_on_several_ranks_is_that_of_one(checkpoint, tmp_path, root, engine, ranks, shared):
