@@ -30,7 +30,7 @@ from pspo.rollout import Decoding, make_sampler, sample
 from pspo.rollout.hf import HfSampler
 from pspo.run import Run
 from pspo.rundir import Place
-from pspo.sampling import from_json
+from pspo.sampling import groups_from
 from pspo.seeds import derive
 from pspo.sft import Demonstration, backward
 from pspo.train import train
@@ -499,8 +499,8 @@ def test_what_is_sampled_ahead_is_of_the_policy_one_step_older(checkpoint, tmp_p
                 problems, prompts, sample(sampler, prompts, seeds, decoding), strict=True
             )
         ]
-        assert from_json(kept, problems) == groups
-    assert json.loads((saved[4] / "manifest.json").read_text())["memory"]["ahead"] == []
+        assert groups_from(kept, problems) == groups
+    assert json.loads((saved[4] / "manifest.json").read_text())["memory"]["ahead"] == {}
     # Ratios of the first steps to the sampler: its own policy, the same, then one that is an update older.
     gaps = {line["step"]: line["gap/abs_dev_mean"] for line in lines if "gap/abs_dev_mean" in line}
     assert gaps[1] < 1e-5 < 1e-3 < max(gaps[step] for step in gaps if step > 1)

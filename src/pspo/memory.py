@@ -15,7 +15,7 @@ class Memory:
     checks_left, moved   of sampler against learner: on the first batch, and on the first with new weights
     seconds   by phase, all attempts together
     tracker   ids of the run with trackers
-    ahead   groups that were sampled ahead for the next step (`pspo.sampling.as_json`)
+    ahead   what was sampled ahead for the next step (`pspo.sampling.as_json`); {}: nothing
     """
 
     made_with: list[dict[str, Any]]
@@ -25,7 +25,7 @@ class Memory:
     moved: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     tracker: dict[str, str] = field(default_factory=dict)
-    ahead: list[dict[str, Any]] = field(default_factory=list)
+    ahead: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

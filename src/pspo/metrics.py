@@ -110,7 +110,8 @@ SECTIONS: dict[str, list[Metric]] = {
             "Mean |r - 1| between learner and sampler with equal weights: how far ratios are from "
             "1 before anything was learned from the batch. Of all groups in steps that are checked (the first, and the "
             "first after new weights); otherwise of what the step learns from, and with learner.old_log_probs=sampler "
-            "of its first minibatch alone, where policy and sampler can be compared for nothing. So all of gap/.",
+            "of its first minibatch alone, where policy and sampler can be compared for nothing. With "
+            "rollout.ahead the sampler's policy is a step older. So all of gap/.",
         ),
         Metric(
             "gap/log_prob_max", "nats", "Largest difference in log-prob of any sampled token, learner against sampler."
@@ -131,7 +132,11 @@ SECTIONS: dict[str, list[Metric]] = {
     ],
     "Time and speed": [
         Metric("time/step_s", "s", "The whole step by the clock on the wall, less time/eval_s."),
-        Metric("time/rollout_s", "s", "Sampling the step's completions."),
+        Metric(
+            "time/rollout_s",
+            "s",
+            "Sampling the step's completions; with rollout.ahead, waiting for the next step's beside the learner.",
+        ),
         Metric(
             "time/grade_s",
             "s",
@@ -144,7 +149,11 @@ SECTIONS: dict[str, list[Metric]] = {
         Metric("time/other_s", "s", "The rest of time/step_s: prompts, advantages, batches, bookkeeping."),
         Metric("time/eval_s", "s", "Evaluation on the validation part, at evaluation steps."),
         Metric("time/save_s", "s", "Writing the checkpoint of the step before, which follows that step's line."),
-        Metric("speed/rollout_tokens_per_s", "tokens/s", "Completion tokens sampled per second of time/rollout_s."),
+        Metric(
+            "speed/rollout_tokens_per_s",
+            "tokens/s",
+            "Completion tokens per second of sampling, beside the learner too.",
+        ),
         Metric(
             "speed/learn_tokens_per_s",
             "tokens/s",

@@ -50,7 +50,7 @@ from pspo.rewards import rewards_of
 from pspo.rollout import make_sampler
 from pspo.rollout.shared import Engines
 from pspo.rundir import Place
-from pspo.sampling import Drawn, Sampling, as_json, from_json
+from pspo.sampling import Drawn, Sampling, as_json
 from pspo.seeds import derive
 from pspo.startup import data_reports, load_parts, origins, planned, prepare, starting_checkpoint
 from pspo.stopping import Stop, Stopped
@@ -181,8 +181,7 @@ class Run:
         self.ranks.together(partial(self.sampler.load, read_weights(saved.path)), "handing the weights to the samplers")
         set_generators(self.ranks.rank, device, state)
         if self.memory.ahead:
-            groups = from_json(self.memory.ahead, self._problems_of(saved.step + 1))
-            self.ahead, self.memory.ahead = self.sampling.graded_again(groups), []
+            self.ahead = self.sampling.again(self.memory.ahead, self._problems_of(saved.step + 1))
         self.resumed = True
         if self.ranks.first:
             unlike = f", perhaps not with the same bits: it has another {others}" if others else ""
@@ -314,12 +313,15 @@ class Run:
         compared when they are sampled.
         """
         if not self.cfg.rollout.ahead or not self.memory.moved:
-            self._compare(groups, step)
+            on_record = self.memory.checks_left > 0
+            found = self._compare(groups, step)
+            self.metrics |= found if on_record else {}
 
-    def _compare(self, groups: Sequence[Group], step: int) -> None:
+    def _compare(self, groups: Sequence[Group], step: int) -> dict[str, float]:
+        """gap/* of groups that the sampler has drawn from the policy as it is now; {} where no comparison is due."""
         due = self.memory.checks_left > 0
         if not (due or self.resumed):
-            return
+            return {}
         with self.clock("check"):
             batch = self._batch_of(groups, [[0.0] * len(group.completions) for group in groups])
             found = gap_metrics(self.learner.log_probs(batch, range(len(batch))) - batch.sampler)
@@ -332,10 +334,9 @@ class Run:
                 "the sampler, rollout.dtype=bfloat16 beside model.dtype=float32"
             )
         self.resumed = False
-        if due:
-            self.metrics |= found
-            if self.memory.checks_left == 2 or self.memory.moved:
-                self.memory.checks_left -= 1
+        if due and (self.memory.checks_left == 2 or self.memory.moved):
+            self.memory.checks_left -= 1
+        return found
 
     def fix_old_log_probs(self, batch: Batch, passes: Sequence[Sequence[Sequence[int]]]) -> None:
         """Log-probs of every completion token under the policies that do not move during the step.
@@ -470,7 +471,7 @@ class Run:
         self.ranks.together(self.place.check, f"the end of step {step}")
         if self.tracker is not None:
             self.memory.tracker = self.tracker.ids()
-        self.memory.ahead = [] if self.ahead is None else as_json(self.ahead.groups)
+        self.memory.ahead = {} if self.ahead is None else as_json(self.ahead)
         generators = generator_tensors(self.ranks.rank, self.learner.model.device)
         self.checkpoints.save(step, write, self.learner.training_state() | generators, self.memory.to_json())
         self.checkpoints.prune(step, self.cfg.saving.keep, self.best_step)

@@ -88,31 +88,33 @@ class Sampling:
         drawn, self._ahead = self._ahead.result(), None
         return drawn
 
-    def graded_again(self, groups: Sequence[Group]) -> Drawn:
-        """All ranks' groups that a checkpoint kept, with the grades of this rank's share on their way."""
+    def again(self, saved: Mapping[str, Any], problems: Sequence[Problem]) -> Drawn:
+        """All ranks' groups as a checkpoint has them (`as_json`), with the grades of this rank's share on their way."""
+        groups = groups_from(saved, problems)
         share = self.engines.share(groups) if self.engines.leads else ()
-        return Drawn(list(groups), [self._grade(group) for group in share], 0.0)
+        return Drawn(groups, [self._grade(group) for group in share], saved["seconds"])
 
     def _grade(self, group: Group) -> Future[list[Grade]]:
         return self.grader.submit([(c.text, group.problem.gold, self.prompter.style) for c in group.completions])
 
 
-def as_json(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """Groups as a checkpoint's manifest keeps them: all but their problems, which follow from the step."""
-    return [
+def as_json(drawn: Drawn) -> dict[str, Any]:
+    """As a checkpoint's manifest keeps it: all but the problems, which follow from the step, and the grades."""
+    rows = [
         {
             "problem": group.problem.id,
             "prompt_ids": group.prompt_ids,
             "completions": [[c.token_ids, c.log_probs, c.text, c.finished] for c in group.completions],
         }
-        for group in groups
+        for group in drawn.groups
     ]
+    return {"groups": rows, "seconds": drawn.seconds}
 
 
-def from_json(rows: Sequence[Mapping[str, Any]], problems: Sequence[Problem]) -> list[Group]:
+def groups_from(saved: Mapping[str, Any], problems: Sequence[Problem]) -> list[Group]:
     """The same bits as went into `as_json`, given the problems of that step. ValueError where they are others."""
     groups = []
-    for row, problem in zip(rows, problems, strict=True):
+    for row, problem in zip(saved["groups"], problems, strict=True):
         if row["problem"] != problem.id:
             raise ValueError(f"completions of problem {row['problem']}, where {problem.id} was expected")
         completions = (
