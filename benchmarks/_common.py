@@ -1,4 +1,4 @@
-"""What the benchmarks share: spreads and tables, results on the disk, time, memory, policies and samples, TRL as a peer."""
+"""What the benchmarks share: spreads and tables, results on the disk, time, memory, policies, samples, TRL as peer."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_results(name: str, directory: Path = RESULTS, **results: Any) -> None:
     there = [peer for peer in PEERS if peer not in find_missing()]
     peers = ", ".join(f"{peer} {metadata.version(peer)}" for peer in there)
     path = directory / f"{name}.json"
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     found = {"provenance": made_with | {"peers": peers}, **results}
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False, default=str) + "\n")
     print(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

@@ -1,4 +1,4 @@
-"""What the parts of benchmarks/gpu.py share: sizes, settings of a run, and the flops and memory of an update by formula."""
+"""What the parts of benchmarks/gpu.py share: sizes, settings of a run, flops and memory of an update by formula."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from _common import MIB
+
 from pspo.config import TrainConfig, compose, load_yaml
 from pspo.config.compose import CONF
 from pspo.config.machine import Machine
 from pspo.config.schema import Architecture
-from pspo.plan.memory import Learning, Pack, learning
+from pspo.plan.memory import Pack, learning
+from pspo.plan.speed import optimizer_s, pass_s
 
 if TYPE_CHECKING:
     from pspo.plan.shapes import Shape
@@ -116,17 +119,23 @@ class Work:
             f"model.dtype={self.dtype}",
             "eval.every=0",
             "eval.at_end=false",
+            *(["threads=1"] if self.device == "cpu" else []),
         ]
         return compose("train", TrainConfig, [*settings, *overrides, *self.settings])
 
 
-def machine_of(device: str) -> Machine | None:
-    """What conf/gpu/ knows of this machine's device; None for a card that is not there."""
+def card_of(device: str) -> str:
+    """The card's name, or `cpu`."""
     if device == "cpu":
-        return load_yaml(CONF / "gpu" / "cpu.yaml", Machine)
+        return "cpu"
     import torch
 
-    card = torch.cuda.get_device_name().lower().replace(" ", "")
+    return torch.cuda.get_device_name()
+
+
+def machine_of(device: str) -> Machine | None:
+    """What conf/gpu/ knows of this machine's device; None for a card that is not there."""
+    card = card_of(device).lower().replace(" ", "")
     known = [path for path in sorted((CONF / "gpu").glob("*.yaml")) if path.stem in card]
     return load_yaml(known[0], Machine) if known else None
 
@@ -166,6 +175,13 @@ def model_flops(shape: Shape, packs: Sequence[Pack]) -> float:
     return layers + head + attention
 
 
-def planned_memory(cfg: TrainConfig, shape: Shape, packs: Sequence[Pack]) -> Learning:
-    """By the plan's formula, for the fullest of these packs."""
-    return learning(cfg, shape, 1, len(packs), max(packs, key=lambda pack: pack.tokens))
+def planned_mib(cfg: TrainConfig, shape: Shape, packs: Sequence[Pack]) -> float:
+    """Peak of an update of these packs, by the plan's formula."""
+    return learning(cfg, shape, 1, len(packs), max(packs, key=lambda pack: pack.tokens)).peak / MIB
+
+
+def planned_s(cfg: TrainConfig, shape: Shape, machine: Machine, packs: Sequence[Pack]) -> float:
+    """Of an update of these packs, by the plan's formula; layers that are computed twice are a third more."""
+    again = 4 / 3 if cfg.learner.gradient_checkpointing else 1.0
+    passes = sum(pass_s(cfg, shape, machine, 1, pack) for pack in packs)
+    return again * passes + optimizer_s(cfg, shape, machine, 1)

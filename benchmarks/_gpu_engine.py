@@ -6,7 +6,6 @@ import json
 import random
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,8 @@ def measure_sampling(work: Work) -> dict[str, Any]:
         turns = []
         for turn in range(TURNS + 1):
             prompts = [
-                tuple(draw.randrange(2, work.sizes.vocabulary) for _ in range(PROMPT)) for _ in range(sequences // GROUP)
+                tuple(draw.randrange(2, work.sizes.vocabulary) for _ in range(PROMPT))
+                for _ in range(sequences // GROUP)
             ]
             sampler.forget()
             started = clock(work.device)
@@ -106,11 +106,8 @@ def measure_steps(work: Work) -> dict[str, Any]:
             f"rollout.max_new_tokens={work.sizes.new_tokens['vllm']}",
             "rollout.max_gap=1.0",  # reported, not judged
         )
-        started = time.perf_counter()
         train(cfg)
-        wall = time.perf_counter() - started
         lines = [json.loads(line) for line in Path(folder, "run", "metrics.jsonl").read_text().splitlines()]
-        spent = json.loads(Path(folder, "run", "summary.json").read_text())["seconds"]
     steps = lines[1:]
     medians = {
         name: statistics.median(line.get(name, 0.0) for line in steps[2:])
@@ -121,8 +118,6 @@ def measure_steps(work: Work) -> dict[str, Any]:
         "engine": work.engine,
         "medians": medians,
         "gap": max(gaps),
-        "start_s": wall - sum(line["time/step_s"] for line in steps) - spent.get("save", 0.0),
-        "bytes": 4 * read_shape(work.policies / "loop" / "config.json").total,
     }
     if (machine := machine_of(work.device)) is not None:
         lengths = Lengths(_prompt_tokens(work), max(1, round(medians["length/mean"])))

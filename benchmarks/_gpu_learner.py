@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from _common import MIB, Peak, Seen, batch_of, clock, find_missing
-from _gpu_common import Work, model_flops, packs_of_samples, planned_memory
+from _common import Peak, Seen, batch_of, clock, find_missing
+from _gpu_common import Work, machine_of, model_flops, packs_of_samples, planned_mib, planned_s
 
 from pspo.plan.shapes import read_shape
 
@@ -20,8 +22,8 @@ ROUNDS, AT_ONCE = 7, 10
 VARIANTS = {
     "learner": (),
     "learner, layers computed twice": ("learner.gradient_checkpointing=true",),
-    "learner, layers compiled": ("model.compile=true",),
     "learner, moments offloaded": ("learner.offload_optimizer=true",),
+    "learner, layers compiled": ("model.compile=true",),
 }
 # TRL's side, and every variant of ours, does the same update.
 SAME = (
@@ -57,9 +59,9 @@ def measure_products(work: Work) -> dict[str, Any]:
     return {"dtype": work.dtype, "tflops": rates, "best_tflops": max(map(statistics.median, rates.values()))}
 
 
-def measure_learner(work: Work, *overrides: str) -> dict[str, Any]:
-    """Updates of the same batch as TRL's: seconds, peak memory and what the plan says of it; and the seconds of one
-    whose work is so little that the host's is all that counts. The first update is not counted: its ratios are not 1.
+def measure_learner(work: Work, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Updates of the same batch as TRL's: seconds, peak memory, and what the plan says of it. The first is not counted:
+    its ratios are not 1, and what is compiled is compiled in it.
     """
     from pspo.learner import make_learner
     from pspo.ranks import Ranks
@@ -70,6 +72,7 @@ def measure_learner(work: Work, *overrides: str) -> dict[str, Any]:
     sizes, shape = work.sizes, read_shape(work.policies / "learner" / "config.json")
     samples = batch_of(sizes.groups, sizes.group_size, sizes.vocabulary)
     packs = packs_of_samples(samples, cfg.learner.token_budget)
+    machine = machine_of(work.device)
     set_up(work)
     peak = Peak(work.device)
     learner = make_learner(cfg, str(work.policies / "learner"), Ranks())
@@ -78,17 +81,14 @@ def measure_learner(work: Work, *overrides: str) -> dict[str, Any]:
         peak.reset()
         seen.append(update(learner, samples, work.device, number))
         peaks.append(peak.read())
-    few = [sample for sample in samples if sample.prompt_ids == samples[0].prompt_ids]
-    short = [update(learner, few, work.device, sizes.updates + 1 + turn).seconds for turn in range(sizes.updates)]
     return {
         "updates": [one._asdict() for one in seen],
         "tokens": sum(map(len, samples)),
         "packs": [vars(pack) for pack in packs],
         "model_flops": model_flops(shape, packs),
         "peak_mib": max(peaks[1:]),
-        "planned_mib": planned_memory(cfg, shape, packs).peak / MIB,
-        "short_updates_s": short,
-        "short_packs": [vars(pack) for pack in packs_of_samples(few, cfg.learner.token_budget)],
+        "planned_mib": planned_mib(cfg, shape, packs),
+        "planned_s": None if machine is None else planned_s(cfg, shape, machine, packs),
     }
 
 
@@ -99,6 +99,8 @@ def set_up(work: Work) -> None:
 
     learner = make_learner(work.config("loop", *SAME), str(work.policies / "loop"), Ranks())
     update(learner, batch_of(1, 2, work.sizes.vocabulary), work.device, 0)
+    del learner
+    gc.collect()  # what refers to itself would otherwise be given back during the measurement
 
 
 def update(learner: Learner, samples: list[Sample], device: str, number: int) -> Seen:
