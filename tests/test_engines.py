@@ -9,7 +9,7 @@ from pspo.config import TrainConfig, compose
 def test_the_gap_in_bf16_is_below_what_is_allowed_and_that_of_another_temperature_above(random_policy):
     cfg, checkpoint = settings("hf", "cpu", "bfloat16"), str(random_policy())
     engine = engine_of(cfg, checkpoint)
-    allowed = compose("train", TrainConfig, ["sampling=released"]).rollout.max_gap
+    allowed = compose("train", TrainConfig, ["scale=paper"]).rollout.max_gap
     assert gap(cfg, checkpoint, engine, cfg.rollout.temperature) < allowed < gap(cfg, checkpoint, engine, 1.0)
 
 

@@ -33,7 +33,7 @@ def engine(cfg, checkpoint):
 
 
 def test_the_gap_is_below_what_is_allowed_and_that_of_another_temperature_above(cfg, checkpoint, engine):
-    allowed = compose("train", TrainConfig, ["sampling=released"]).rollout.max_gap
+    allowed = compose("train", TrainConfig, ["scale=paper"]).rollout.max_gap
     assert gap(cfg, checkpoint, engine, cfg.rollout.temperature) < allowed < gap(cfg, checkpoint, engine, 1.0)
 
 
