@@ -23,24 +23,26 @@ less that before the model was made, with malloc told to give back what is freed
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from _common import (
     GIVEN_BACK,
     KEPT,
+    MIB,
+    QWEN,
+    Peak,
+    Seen,
+    batch_of,
+    clock,
+    gap,
     quiet,
     ratios,
-    resident,
     spread,
-    start_peak,
     table,
     trl_settings,
     write_results,
@@ -62,37 +64,12 @@ from pspo.models import build  # noqa: E402
 from pspo.surrogates import from_config  # noqa: E402
 from pspo.types import Sample  # noqa: E402
 
-VOCABULARY = 151_936
 PAD, EOS = 0, 1
 LR = 1e-6
-MIB = 1 << 20
 SURROGATE = ["surrogate=clip", "surrogate.epsilon_low=0.2", "surrogate.epsilon_high=0.2"]
 
 
-class Seen(NamedTuple):
-    """One update."""
-
-    seconds: float
-    loss: float
-    grad_norm: float
-
-
 # --- the work ---------------------------------------------------------------------------------------------------------
-
-
-def batch_of(groups: int, group_size: int, seed: int = 0) -> list[Sample]:
-    """Groups with one prompt of 60 to 160 tokens and completions of 20 to 256, most of them near 90."""
-    draw = random.Random(seed)
-    samples = []
-    for _ in range(groups):
-        prompt = tuple(draw.randrange(2, VOCABULARY) for _ in range(draw.randint(60, 160)))
-        for _ in range(group_size):
-            length = min(256, max(20, round(draw.lognormvariate(math.log(90), 0.6))))
-            completion = tuple(draw.randrange(2, VOCABULARY) for _ in range(length))
-            # Random weights give every token about 1/V: these are ratios on both sides of the clipping range.
-            sampled = tuple(-math.log(VOCABULARY) + draw.gauss(0, 0.3) for _ in range(length))
-            samples.append(Sample(prompt, completion, sampled, draw.gauss(0, 1)))
-    return samples
 
 
 def model_of(options: argparse.Namespace) -> Any:
@@ -106,7 +83,7 @@ def model_of(options: argparse.Namespace) -> Any:
         rope_theta=10000.0,
         tie_embeddings=True,
     )
-    model = build(arch, VOCABULARY, eos_id=EOS, pad_id=PAD, seed=0, attention="sdpa")
+    model = build(arch, QWEN, eos_id=EOS, pad_id=PAD, seed=0, attention="sdpa")
     return model.to(options.device).train()
 
 
@@ -140,12 +117,6 @@ class Ours:
         seconds = clock(self.device) - started
         self.number += 1
         return Seen(seconds, stats.loss, stats.grad_norm)
-
-
-def clock(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 # --- TRL's ------------------------------------------------------------------------------------------------------------
@@ -197,6 +168,7 @@ def padded(samples: list[Sample], device: str) -> dict[str, Any]:
 
 
 def run_trl(
+    model: Any,
     options: argparse.Namespace,
     samples: list[Sample],
     micro: int,
@@ -204,7 +176,10 @@ def run_trl(
     before: Callable[[int], None] = lambda number: None,
     after: Callable[[int], None] = lambda number: None,
 ) -> list[Seen]:
-    """`updates` updates of GRPOTrainer.train(), the first with ratios to the sampler; `before` and `after` each."""
+    """`updates` updates of GRPOTrainer.train(), the first with ratios to the sampler; `before` and `after` each.
+
+    `options` has device, groups and group_size.
+    """
     given = padded(samples, options.device)
     on_policy = {name: value for name, value in given.items() if name != "old_per_token_logps"}
     with tempfile.TemporaryDirectory() as folder:
@@ -221,7 +196,7 @@ def run_trl(
         )
         turns = Turns(options.device, before, after)
         trainer = GivenBatch(
-            model=model_of(options),
+            model=model,
             reward_funcs=lambda completions, **rest: [0.0] * len(completions),
             args=GRPOConfig(**settings),
             train_dataset=Dataset.from_dict({"prompt": ["a"] * options.groups}),
@@ -244,7 +219,12 @@ def in_turns(options: argparse.Namespace, samples: list[Sample], micro: int) -> 
     """Updates of the two sides in turn; the first of each, which is not timed, with ratios that are not 1."""
     ours, seen = Ours(options, samples), []
     theirs = run_trl(
-        options, samples, micro, options.pairs + 1, after=lambda number: seen.append(ours.update(sampled=number == 0))
+        model_of(options),
+        options,
+        samples,
+        micro,
+        options.pairs + 1,
+        after=lambda number: seen.append(ours.update(sampled=number == 0)),
     )
     for a, b in zip(seen, theirs, strict=True):
         if max(gap(a, b)) > (1e-3 if options.device == "cpu" else 2e-2):  # fp32, bf16
@@ -253,28 +233,6 @@ def in_turns(options: argparse.Namespace, samples: list[Sample], micro: int) -> 
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
-
-
-class Peak:
-    """Peak memory in MiB above that at construction."""
-
-    def __init__(self, device: str) -> None:
-        self.device, self.base = device, 0.0
-        self.base = self._now("VmRSS", "memory_allocated")
-
-    def reset(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        else:
-            start_peak()
-
-    def read(self) -> float:
-        return self._now("VmHWM", "max_memory_allocated") - self.base
-
-    def _now(self, field: str, count: str) -> float:
-        if self.device == "cuda":
-            return float(getattr(torch.cuda, count)()) / MIB
-        return resident(field)
 
 
 def peak_of(options: argparse.Namespace, samples: list[Sample], side: str) -> float:
@@ -289,6 +247,7 @@ def peak_of(options: argparse.Namespace, samples: list[Sample], side: str) -> fl
             ours.update(sampled=True)
         return peak.read()
     run_trl(
+        model_of(options),
         options,
         samples,
         int(side),
@@ -354,10 +313,6 @@ def report(
         peak_memory_mib=memory,
         weights_and_moments_mib=resident,
     )
-
-
-def gap(ours: Seen, theirs: Seen) -> tuple[float, float]:
-    return abs(ours.loss - theirs.loss), abs(ours.grad_norm - theirs.grad_norm) / theirs.grad_norm
 
 
 def main() -> None:

@@ -30,15 +30,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from _common import GIVEN_BACK, ROOT, architecture, resident, spread, start_peak, table, write_results
+from _common import (
+    GIVEN_BACK,
+    MIB,
+    QWEN,
+    ROOT,
+    architecture,
+    make_checkpoint,
+    resident,
+    spread,
+    start_peak,
+    table,
+    write_results,
+)
 
 if TYPE_CHECKING:
     from pspo.learner import Learner
     from pspo.ranks import Ranks
     from pspo.rollout import Sampler
 
-MIB, GIB = 1 << 20, 1 << 30
-SMALL, QWEN = 369, 151_936  # vocabularies: the small world's, Qwen2's
+GIB = 1 << 30
+SMALL = 369  # entries of the small world's vocabulary
 
 
 class Size(NamedTuple):
@@ -61,21 +73,6 @@ DEFAULT = ["tiny", "20M", "200M", "20M+qwen"]
 
 
 # --- one process of one size ------------------------------------------------------------------------------------------
-
-
-def make_checkpoint(size: Size, directory: Path) -> None:
-    from pspo.config import TrainConfig, compose
-    from pspo.data import eos_ids
-    from pspo.data.tokenizer import build_tokenizer
-    from pspo.models import build, save_policy
-    from pspo.startup import prepare
-
-    prepare("cpu", threads=None)
-    tokenizer = build_tokenizer(compose("train", TrainConfig, []).data)
-    arch = architecture(size.width, size.layers)
-    vocabulary = max(size.vocabulary, len(tokenizer))
-    model = build(arch, vocabulary, eos_ids(tokenizer)[0], tokenizer.pad_token_id, seed=0)
-    save_policy(model, tokenizer, directory)
 
 
 def measure(checkpoint: Path, engine: str, loads: int, ranks: Ranks) -> dict[str, Any]:
@@ -169,7 +166,8 @@ def main() -> None:
     for name in options.sizes:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = Path(folder, "checkpoint")
-            make_checkpoint(SIZES[name], checkpoint)
+            size = SIZES[name]
+            make_checkpoint(architecture(size.width, size.layers), size.vocabulary, checkpoint)
             found[name] = {
                 ranks: measured_apart(checkpoint, engines, options.loads, ranks)
                 for ranks in ((1, 2) if name in options.sharded else (1,))

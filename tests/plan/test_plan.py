@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import subprocess
@@ -14,6 +13,7 @@ from statistics import median
 from typing import Any
 
 import pytest
+from update_memory import measured_over_planned
 
 from pspo.config import TrainConfig, compose, load_yaml
 from pspo.config.compose import CONF
@@ -183,27 +183,7 @@ def test_memory_is_what_the_benchmark_measured(root: Path, name: str, kv_heads: 
 def test_memory_is_what_an_update_takes(
     root: Path, width: int, layers: int, vocabulary: int, groups: int, overrides: tuple[str, ...]
 ) -> None:
-    settings = ["surrogate=clip", *overrides]
-    asked = repr((width, layers, vocabulary, groups, settings))
-    given_back = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_TOP_PAD_": "0"}
-    done = subprocess.run(
-        [sys.executable, "tests/programs/peak_of_update.py", asked],
-        cwd=root,
-        env={**os.environ, **given_back, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    cfg = compose("train", TrainConfig, settings)
-    tokens, targets = groups * (59 + 8 * 39), groups * 8 * 40
-    packs = -(-tokens // cfg.learner.token_budget)
-    keys = targets + groups * 9 * 59
-    pack = Pack(tokens / packs, targets / packs, keys / packs, 79)
-    planned = learning(
-        cfg, Shape(width, layers, width // 64, width // 128, 4 * width, vocabulary, True), 1, packs, pack
-    )
-    assert planned.peak / 2**20 / float(done.stdout) == WITHIN
+    assert 1 / measured_over_planned(root, width, layers, vocabulary, groups, *overrides) == WITHIN
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
