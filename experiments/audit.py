@@ -130,13 +130,15 @@ def read_items(source: Source, number: int, seed: int) -> Iterator[Item]:
     name = "/".join(source.path.parts[-3:])  # the choice must not depend on where the runs are kept
     for index, line in enumerate(lines):
         try:
+            if not isinstance(line["id"], str):
+                raise TypeError("an id that is no text")
             for sample, written in enumerate(line["completions"]):
                 counted, finished = bool(written["correct"]), bool(written["finished"])
                 yield Item(
                     source=source,
                     place=(number, index, sample),
-                    key=derive(seed, "audit", name, str(line["id"]), sample),
-                    id=str(line["id"]),
+                    key=derive(seed, "audit", name, line["id"], sample),
+                    id=line["id"],
                     question=line.get("question"),
                     gold=str(line["gold"]),
                     text=str(written["text"]),
