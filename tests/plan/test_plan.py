@@ -318,6 +318,7 @@ def test_a_run_that_does_not_fit_is_told_what_makes_it_fit(gpu: str, ranks: int)
         (["rollout=hf", "gpus=4"], 0, ["fits;"]),
         (["scale=paper", "gpus=0"], 2, ["gpus", "greater than or equal to 1"]),
         (["scale=cpu"], 2, ["gpu=h100: is a cuda device, and the run has device=cpu (scale=cpu)"]),
+        (["scale=cpu", "gpu=cpu", "gpus=2"], 2, ["gpus=2: must be 1 for a CPU"]),
         (["models=/nowhere", "scale=cpu", "gpu=cpu"], 0, ["tiny (0.6 million parameters)", "1 x cpu"]),
     ],
 )
