@@ -4,6 +4,7 @@ what benchmarks have measured: tests/experiments/test_planned.py."""
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -12,11 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
-from pspo.config import TrainConfig, compose, load_yaml
-from pspo.config.compose import CONF
+from pspo.config import PlanConfig, TrainConfig, compose, load_yaml, to_yaml
+from pspo.config.compose import CONF, checked
 from pspo.config.machine import Machine
+from pspo.config.schema import MANY
 from pspo.errors import ConfigError, PspoError
+from pspo.plan.__main__ import head, memory_lines, scaling_lines, speed_lines
 from pspo.plan.forecast import ASLEEP, GIB, Forecast, forecast, lengths_of, remedies
 from pspo.plan.memory import (
     CUDA_CONTEXT,
@@ -307,6 +311,35 @@ def test_a_run_that_does_not_fit_is_told_what_makes_it_fit(gpu: str, ranks: int)
             assert not plan_of(*settings, *fewer, gpu=gpu, ranks=other.ranks).fits
 
 
+COUNTED = {
+    "": "steps gpus prompt_tokens completion_tokens",
+    "model.lora.": "rank",
+    "rollout.": "prompts group_size max_prompt_tokens max_new_tokens temperature",
+    "rollout.vllm.": "gpu_memory_utilization max_sequences tensor_parallel",
+    "learner.": "passes minibatches token_budget kl_coef",
+    "eval.": "every validation_problems test_problems max_new_tokens chunk",
+    "saving.": "keep",
+    "gpu.": "memory_gib utilisation bf16_tflops bandwidth_gbs layer_host_ms start_s per_node",
+}
+"""Numbers that a plan is made from."""
+
+
+@pytest.mark.parametrize("setting", [group + name for group, names in COUNTED.items() for name in names.split()])
+def test_no_number_breaks_a_plan(setting: str) -> None:
+    """It is planned with, or it is a wrong setting and told as one."""
+    written = OmegaConf.create(to_yaml(compose("plan", PlanConfig, ["lora=all_linear"])))
+    for number in (0, -1, 1, 1e-308, 1e308, math.nan, math.inf, MANY, 10**400):
+        OmegaConf.update(written, setting, number)
+        try:
+            cfg = checked(written, PlanConfig)
+            plan = forecast(cfg, shape_of(cfg.model), cfg.gpu, cfg.gpus, lengths_of(cfg, completion=64))
+        except ConfigError as error:
+            assert "\n" not in str(error)
+        else:
+            text = "\n".join([*head(plan), *memory_lines(plan), *speed_lines(plan), *scaling_lines(plan)])
+            assert not re.search(r"\b(nan|inf)\b", text)
+
+
 @pytest.mark.parametrize(
     ("words", "status", "says"),
     [
@@ -316,6 +349,9 @@ def test_a_run_that_does_not_fit_is_told_what_makes_it_fit(gpu: str, ranks: int)
         (["model.path=/does/not/exist"], 1, ["/does/not/exist: its sizes are not known here"]),
         (["completion_tokens=129"], 2, ["completion_tokens=129: must be at most 128"]),
         (["rollout=hf", "gpus=4"], 0, ["fits;"]),
+        (["gpus=1" + "0" * 400], 2, ["gpus=1000", "less than or equal to 65536"]),
+        (["steps=1" + "0" * 400], 2, ["steps=1000", "less than or equal to 1000000000000"]),
+        (["steps=1" + "0" * 5000], 2, ["wrong setting: command line=steps=1000", "Exceeds the limit"]),
         (["scale=paper", "gpus=0"], 2, ["gpus", "greater than or equal to 1"]),
         (["scale=cpu"], 2, ["gpu=h100: is a cuda device, and the run has device=cpu (scale=cpu)"]),
         (["scale=cpu", "gpu=cpu", "gpus=2"], 2, ["gpus=2: must be 1 for a CPU"]),

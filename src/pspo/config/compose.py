@@ -327,7 +327,7 @@ def _parsed(argv: Sequence[str]) -> list[Override]:
     texts = [arg for arg in argv if not arg.startswith("-") and ("=" in arg or not flags)]  # a flag may have a value
     try:
         return OverridesParser.create().parse_overrides(texts)
-    except HydraException as error:
+    except (HydraException, ValueError) as error:  # ValueError: an integer of more digits than Python reads
         raise _readable(error, texts) from error
 
 
