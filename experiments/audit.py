@@ -130,9 +130,9 @@ def read_items(source: Source, number: int, seed: int) -> Iterator[Item]:
     name = "/".join(source.path.parts[-3:])  # the choice must not depend on where the runs are kept
     for index, line in enumerate(lines):
         try:
-            if not isinstance(line["id"], str):
-                raise TypeError("an id that is no text")
             for sample, written in enumerate(line["completions"]):
+                if not isinstance(line["id"], str):
+                    raise TypeError("an id that is no text")
                 counted, finished = bool(written["correct"]), bool(written["finished"])
                 yield Item(
                     source=source,
