@@ -131,12 +131,14 @@ def read_items(source: Source, number: int, seed: int) -> Iterator[Item]:
     for index, line in enumerate(lines):
         try:
             for sample, written in enumerate(line["completions"]):
+                if not isinstance(line["id"], str):
+                    raise TypeError("an id that is no text")
                 counted, finished = bool(written["correct"]), bool(written["finished"])
                 yield Item(
                     source=source,
                     place=(number, index, sample),
-                    key=derive(seed, "audit", name, str(line["id"]), sample),
-                    id=str(line["id"]),
+                    key=derive(seed, "audit", name, line["id"], sample),
+                    id=line["id"],
                     question=line.get("question"),
                     gold=str(line["gold"]),
                     text=str(written["text"]),

@@ -35,7 +35,7 @@ class Line:
         return max(self.longest, self.device_hours / devices)
 
 
-@program("plan", PlanConfig)
+@program("plan", PlanConfig, cells_are="never")
 def main(cfg: PlanConfig) -> None:
     wall = f"hours on {cfg.gpus}"
     print(f"{'study':<12}{'runs':>6}{'device-hours':>14}{wall:>14}{'GiB at most':>14}   {cfg.gpu.name}, a run on each")

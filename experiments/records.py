@@ -104,10 +104,14 @@ AGAIN = "evaluate again, or remove the file"
 
 
 def read_evaluation(path: Path) -> list[dict[str, Any]]:
-    """The lines of a per-problem file, whose summary beside it has its hash. Raises PspoError where it is another."""
+    """The lines of a per-problem file, whose summary beside it has its hash. Raises PspoError where it is another, or a
+    line names no problem."""
     lines = read_jsonl(path)
     if not lines:
         raise PspoError(f"{path}: no problems in it; {AGAIN}")
+    for number, line in enumerate(lines, start=1):
+        if not isinstance(line, dict) or not isinstance(line.get("id"), str):
+            raise PspoError(f"{path}, line {number}: its id is no text, so it is no problem's; {AGAIN}")
     summary = path.with_suffix(".summary.json")
     if summary.is_file():
         recorded = read_json(summary).get("sha256")
@@ -171,12 +175,19 @@ def _read_metrics(path: Path, _version: Version) -> Metrics:
             if type(step) is not int or not 0 <= step < 2**63:
                 raise ValueError(f"step {step!r}")
             by_step[step] = {name: finite(value) for name, value in line.items()}
+            if wrong := [name for name in line if is_clock(name) and not 0 <= by_step[step][name] < math.inf]:
+                raise ValueError(f"{wrong[0]} {line[wrong[0]]!r}")
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise PspoError(f"{path}, line {number}: not the metrics of a step ({error})") from error
     steps = sorted(by_step)
     names = dict.fromkeys(name for step in steps for name in by_step[step])
     columns = {name: np.array([by_step[step].get(name, math.nan) for step in steps]) for name in names}
     return Metrics(np.array(steps, dtype=np.int64), columns)
+
+
+def is_clock(name: str) -> bool:
+    """Is it a metric of seconds that went by? time/other_s is what is left of them, and may be rounded below zero."""
+    return name.startswith("time/") and name != "time/other_s"
 
 
 def finite(value: float | None) -> float:

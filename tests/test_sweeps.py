@@ -107,6 +107,52 @@ def test_ranks_meet_at_one_port_however_a_job_was_started(root: Path) -> None:
     assert ports == ["20001", "29999", "20000", "26789"]
 
 
+# --- programs that only look -----------------------------------------------------------------------------------------
+
+
+def asked(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, env=ENV)
+
+
+def test_plans_are_printed_one_after_the_other(root: Path) -> None:
+    done = asked(root, "-m", "pspo.plan", "-m", "gpu=rtx4090,h100")
+    assert (done.returncode, done.stderr) == (1, "")
+    small, large = done.stdout.split("\n\n== gpu=h100\n")
+    assert small.startswith("== gpu=rtx4090\n") and "DOES NOT FIT" in small and "fits;" in large
+    alone = asked(root, "-m", "pspo.plan", "gpu=h100")
+    assert (alone.returncode, alone.stdout) == (0, large)
+
+
+def test_a_plan_that_cannot_be_made_does_not_stop_the_others(root: Path) -> None:
+    done = asked(root, "-m", "pspo.plan", "-m", "model.path=no/such,Qwen/Qwen2.5-0.5B")
+    assert done.returncode == 1 and done.stdout.count("==") == 2 and "fits;" in done.stdout
+    assert done.stderr.startswith("pspo: model.path=no/such: no/such: its sizes are not known here")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_doctor_answers_each_cell(root: Path, tmp_path: Path) -> None:
+    places = f"models={tmp_path}/models"
+    done = asked(root, "-m", "pspo.doctor", "-m", "rollout=hf", places, f"runs={tmp_path}/a,/proc/no")
+    assert done.returncode == 1 and done.stdout.count("== runs=") == 2 and "BAD" in done.stdout.split("== ")[2]
+    assert "BAD" not in done.stdout.split("== ")[1] and "not complete" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command, says",
+    [
+        ("-m pspo.plan -m hydra/launcher=joblib gpus=1,2", "hydra/launcher=joblib: must be basic: this program"),
+        ("-m pspo.plan -m hydra/launcher=slurm gpus=1,2", "hydra/launcher=slurm: must be basic: this program"),
+        ("-m pspo.fetch -m to=a,b", "command line=-m: this program has no sweeps"),
+        ("experiments/plan.py -m gpu=a100,h100", "command line=-m: this program has no sweeps"),
+    ],
+)
+def test_sweeps_that_make_no_sense_are_refused(root: Path, command: str, says: str) -> None:
+    done = asked(root, *command.split())
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"pspo: wrong setting: {says}")
+
+
 # --- whole sweeps ----------------------------------------------------------------------------------------------------
 
 

@@ -56,7 +56,7 @@ class Line:
         return f"{self.state:<5}{self.what:<14}{self.text}"
 
 
-@program("train", TrainConfig)
+@program("train", TrainConfig, cells_are="answers")
 def main(cfg: TrainConfig) -> None:
     with joined(cfg.device, timeout=120.0) as ranks:
         mine = list(examine(cfg, ranks))

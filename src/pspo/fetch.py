@@ -20,7 +20,7 @@ from pspo.config.schema import Benchmark, Model
 from pspo.errors import ConfigError, PspoError
 
 
-@program("fetch", FetchConfig)
+@program("fetch", FetchConfig, cells_are="never")  # the hub's client reads HF_HOME once in a process
 def main(cfg: FetchConfig) -> None:
     home = Path(cfg.to).expanduser().resolve()
     os.environ["HF_HOME"] = str(home)  # before the hub's client is imported, which reads it once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,11 @@ def test_a_problem_twice_a_verdict_that_is_none_and_another_file_than_the_summar
         path.write_text(damaged)
         with pytest.raises(PspoError, match=complaint):
             read_graded(path)
+    for number in ("7", "null", "[1]"):
+        path.write_text(whole.replace('"wp-1"', number))
+        for read in (read_graded, partial(read_drawn, style="gsm8k")):
+            with pytest.raises(PspoError, match=r"gsm8k\.jsonl, line 2: its id is no text"):
+                read(path)
 
 
 def test_steps_that_are_missing_and_numbers_that_are_none(tmp_path: Path) -> None:
@@ -66,9 +72,10 @@ def test_steps_that_are_missing_and_numbers_that_are_none(tmp_path: Path) -> Non
     [
         *(b"null\n", b'{"stop": 1}\n', b'{"step": "abc"}\n', b'{"step": 1, "kl/k3": "x"}\n', b'{"step": 1', b"\xff\n"),
         *(b'{"step": 1.5}\n', b'{"step": true}\n', b'{"step": -1}\n', b'{"step": ' + b"9" * 30 + b"}\n"),
+        *(b'{"step": 1, "time/step_s": ' + seconds + b"}\n" for seconds in (b"-0.5", b"null", b"NaN", b"1e999")),
         *(b'{"step": ' + b"9" * 5000 + b"}\n", b"[" * 100_000 + b"\n"),
     ],
-    ids=range(12),
+    ids=range(16),
 )
 def test_damaged_metrics_are_named(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(text)

@@ -1,24 +1,26 @@
-"""The plan beside what was measured: parameters, memory, time; and what it says of a run that does not fit."""
+"""The plan's parameters and memory beside those of real policies, and what it says of a run that does not fit. Beside
+what benchmarks have measured: tests/experiments/test_planned.py."""
 
 from __future__ import annotations
 
 import json
-import random
+import math
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from update_memory import measured_over_planned
 
-from pspo.config import TrainConfig, compose, load_yaml
-from pspo.config.compose import CONF
+from pspo.config import PlanConfig, TrainConfig, compose, load_yaml, to_yaml
+from pspo.config.compose import CONF, checked
 from pspo.config.machine import Machine
+from pspo.config.schema import MANY
 from pspo.errors import ConfigError, PspoError
+from pspo.plan.__main__ import head, memory_lines, scaling_lines, speed_lines
 from pspo.plan.forecast import ASLEEP, GIB, Forecast, forecast, lengths_of, remedies
 from pspo.plan.memory import (
     CUDA_CONTEXT,
@@ -26,26 +28,18 @@ from pspo.plan.memory import (
     TILE,
     WHOLE,
     Lengths,
-    Pack,
     adapter_parameters,
     fullest_pack,
-    learning,
     packs_of,
 )
 from pspo.plan.shapes import FIELDS, Shape, read_shape, shape_of
-from pspo.plan.speed import pass_s, rollout_s, step_of, sync_s
 
 WITHIN = pytest.approx(1.0, abs=0.2)
 """What a plan may be off by."""
-QWEN = 151_936
 
 
 def machine(name: str) -> Machine:
     return load_yaml(CONF / "gpu" / f"{name}.yaml", Machine)
-
-
-def results(root: Path, name: str) -> Any:
-    return json.loads((root / "benchmarks" / "results" / f"{name}.json").read_text())
 
 
 def plan_of(*overrides: str, gpu: str = "h100", ranks: int = 1) -> Forecast:
@@ -133,42 +127,6 @@ def test_heads_of_their_own_width(tmp_path: Path) -> None:
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
-def lengths_of_the_benchmark(groups: int, group_size: int) -> list[tuple[int, int]]:
-    """Prompt and completion of each sample of benchmarks/learner.py."""
-    draw, found = random.Random(0), []
-    for _ in range(groups):
-        prompt = len([draw.randrange(2, QWEN) for _ in range(draw.randint(60, 160))])
-        for _ in range(group_size):
-            length = min(256, max(20, round(draw.lognormvariate(4.499809670330265, 0.6))))
-            for _ in range(length):
-                draw.randrange(2, QWEN)
-            for _ in range(length):
-                draw.gauss(0, 0.3)
-            draw.gauss(0, 1)
-            found.append((prompt, length))
-    return found
-
-
-@pytest.mark.parametrize(("name", "kv_heads"), [("learner", 2), ("learner-cuda", 7)])
-def test_memory_is_what_the_benchmark_measured(root: Path, name: str, kv_heads: int) -> None:
-    measured = results(root, name)
-    options = measured["options"]
-    samples = lengths_of_the_benchmark(options["groups"], options["group_size"])
-    assert sum(prompt + completion for prompt, completion in samples) == measured["tokens"]["all"]
-    cfg = compose("train", TrainConfig, [])
-    if options["device"] == "cuda":
-        cfg = replace(cfg, device="cuda", model=replace(cfg.model, dtype="bfloat16"))
-    shape = Shape(
-        options["hidden"], options["layers"], options["hidden"] // 64, kv_heads, 4 * options["hidden"], QWEN, True
-    )
-    prompts = sum(prompt for prompt, _ in samples[:: options["group_size"]])
-    completions = measured["tokens"]["completions"]
-    keys = completions + prompts * (options["group_size"] + 1)
-    pack = Pack(prompts + completions - len(samples), completions, keys, 100)
-    planned = learning(cfg, shape, 1, 1, pack)
-    assert planned.peak / 2**20 / measured["peak_memory_mib"]["ours"] == WITHIN
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc/self/clear_refs")
 @pytest.mark.parametrize(
     ("width", "layers", "vocabulary", "groups", "overrides"),
@@ -245,64 +203,6 @@ def test_a_run_begins_with_its_plan(tmp_path: Path, overrides: list[str], memory
     else:
         with pytest.raises(ConfigError, match=share):
             planned(cfg, str(tmp_path), Ranks(), memory)
-
-
-# --- time ------------------------------------------------------------------------------------------------------------
-
-
-def test_time_of_a_learners_step_is_what_the_benchmark_measured(root: Path) -> None:
-    """From 4,000 to 38,000 tokens, from groups of 2 to groups of 16, and a policy 13 times as large."""
-    lines = [line for line in results(root, "growth")["lines"] if (line["ranks"], line["threads"]) == (1, 1)]
-    assert len(lines) == 10
-    cfg = compose("train", TrainConfig, [])
-    for line in lines:
-        width, layers = {"0.6 M": (128, 4), "8 M": (384, 6)}[line["policy"]]
-        shape = Shape(width, layers, width // 32, width // 64, 2 * width, 369, True)
-        size, samples = line["group_size"], line["problems"] * line["group_size"]
-        prompts = (line["tokens"] - line["tokens_with_shared_prompts"] - samples) / (size - 1)
-        completions = line["tokens"] - size * prompts
-        count = max(4, -(-line["tokens_with_shared_prompts"] // 2048))
-        keys = completions + prompts * (size + 1)
-        pack = Pack(line["tokens_with_shared_prompts"] / count, completions / count, keys / count, 39)
-        planned = count * pass_s(cfg, shape, machine("cpu"), 1, pack)
-        assert planned / median(line["seconds"]) == WITHIN, line
-
-
-def test_time_of_sampling_is_what_the_benchmark_measured(root: Path) -> None:
-    cfg = compose("train", TrainConfig, [])
-    shape = Shape(128, 4, 4, 2, 256, 369, True)
-    for prompts, found in results(root, "engine")["sizes"].items():
-        measured = median(found["tokens_per_s"]["ours"])
-        sequences = 8 * int(prompts)
-        planned = sequences * 30 / rollout_s(cfg, shape, machine("cpu"), int(prompts), 8, Lengths(48, 30))
-        assert planned / measured == WITHIN, prompts
-
-
-def test_time_of_a_whole_step_is_what_the_benchmark_measured(root: Path) -> None:
-    measured = results(root, "step")["runs"]["vllm"]
-    cfg = compose("train", TrainConfig, [])
-    planned = step_of(cfg, Shape(128, 4, 4, 2, 256, 369, True), machine("cpu"), 1, Lengths(48, 30))
-    assert planned.total / median(one["step"] for one in measured) == WITHIN
-    assert planned.rollout / median(one["rollout"] for one in measured) == WITHIN
-
-
-@pytest.mark.parametrize("policy", ["tiny", "20M", "200M"])
-def test_time_of_new_weights_is_what_the_benchmark_measured(root: Path, policy: str) -> None:
-    measured = results(root, "sync")["sizes"][policy]["1"]["vllm"]
-    vocabulary = measured["bytes"] // 4
-    shape = Shape(1, 0, 1, 1, 1, vocabulary, True)  # as many parameters, all in one matrix
-    assert sync_s(shape, machine("cpu"), 1) / median(measured["seconds"]) == WITHIN
-
-
-def test_time_of_an_update_on_a_gpu_is_what_the_benchmark_measured(root: Path) -> None:
-    measured = results(root, "learner-cuda")
-    samples = lengths_of_the_benchmark(8, 8)
-    prompts, completions = sum(prompt for prompt, _ in samples[::8]), measured["tokens"]["completions"]
-    pack = Pack(prompts + completions - 64, completions, completions + 9 * prompts, 100)
-    cfg = compose("train", TrainConfig, ["scale=paper"])
-    planned = pass_s(cfg, Shape(896, 12, 14, 7, 3584, QWEN, True), machine("h200"), 1, pack)
-    seconds = measured["tokens"]["all"] / median(measured["tokens_per_s"]["8"]["ours"])
-    assert planned / seconds == WITHIN
 
 
 # --- what it says ----------------------------------------------------------------------------------------------------
@@ -389,6 +289,35 @@ def test_a_run_that_does_not_fit_is_told_what_makes_it_fit(gpu: str, ranks: int)
             assert not plan_of(*settings, *fewer, gpu=gpu, ranks=other.ranks).fits
 
 
+COUNTED = {
+    "": "steps gpus prompt_tokens completion_tokens",
+    "model.lora.": "rank",
+    "rollout.": "prompts group_size max_prompt_tokens max_new_tokens temperature",
+    "rollout.vllm.": "gpu_memory_utilization max_sequences tensor_parallel",
+    "learner.": "passes minibatches token_budget kl_coef",
+    "eval.": "every validation_problems test_problems max_new_tokens chunk",
+    "saving.": "keep",
+    "gpu.": "memory_gib utilisation bf16_tflops bandwidth_gbs layer_host_ms start_s per_node",
+}
+"""Numbers that a plan is made from."""
+
+
+@pytest.mark.parametrize("setting", [group + name for group, names in COUNTED.items() for name in names.split()])
+def test_no_number_breaks_a_plan(setting: str) -> None:
+    """It is planned with, or it is a wrong setting and told as one."""
+    written = OmegaConf.create(to_yaml(compose("plan", PlanConfig, ["lora=all_linear"])))
+    for number in (0, -1, 1, 1e-308, 1e308, math.nan, math.inf, MANY, 10**400):
+        OmegaConf.update(written, setting, number)
+        try:
+            cfg = checked(written, PlanConfig)
+            plan = forecast(cfg, shape_of(cfg.model), cfg.gpu, cfg.gpus, lengths_of(cfg, completion=64))
+        except ConfigError as error:
+            assert "\n" not in str(error)
+        else:
+            text = "\n".join([*head(plan), *memory_lines(plan), *speed_lines(plan), *scaling_lines(plan)])
+            assert not re.search(r"\b(nan|inf)\b", text)
+
+
 @pytest.mark.parametrize(
     ("words", "status", "says"),
     [
@@ -398,8 +327,12 @@ def test_a_run_that_does_not_fit_is_told_what_makes_it_fit(gpu: str, ranks: int)
         (["model.path=/does/not/exist"], 1, ["/does/not/exist: its sizes are not known here"]),
         (["completion_tokens=129"], 2, ["completion_tokens=129: must be at most 128"]),
         (["rollout=hf", "gpus=4"], 0, ["fits;"]),
+        (["gpus=1" + "0" * 400], 2, ["gpus=1000", "less than or equal to 65536"]),
+        (["steps=1" + "0" * 400], 2, ["steps=1000", "less than or equal to 1000000000000"]),
+        (["steps=1" + "0" * 5000], 2, ["wrong setting: command line=steps=1000", "Exceeds the limit"]),
         (["scale=paper", "gpus=0"], 2, ["gpus", "greater than or equal to 1"]),
         (["scale=cpu"], 2, ["gpu=h100: is a cuda device, and the run has device=cpu (scale=cpu)"]),
+        (["scale=cpu", "gpu=cpu", "gpus=2"], 2, ["gpus=2: must be 1 for a CPU"]),
         (["models=/nowhere", "scale=cpu", "gpu=cpu"], 0, ["tiny (0.6 million parameters)", "1 x cpu"]),
     ],
 )

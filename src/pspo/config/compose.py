@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -171,8 +171,16 @@ def warm_start_dir(cfg: TrainConfig | SftConfig) -> Path:
     return Path(cfg.models) / f"{cfg.model.name}-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:10]}"
 
 
-def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Callable[[], None]]:
-    """Turns `run(cfg)` into a program with Hydra's command line over `conf/<name>.yaml`."""
+Swept = Literal["runs", "answers", "never"]
+"""What the cells of a program's sweep are: runs, which a launcher may start anywhere, and which are gone on with;
+answers, printed here one after the other; or it takes no -m."""
+
+
+def program(
+    name: str, schema: type[C], cells_are: Swept = "runs"
+) -> Callable[[Callable[[C], None]], Callable[[], None]]:
+    """Turns `run(cfg)` into a program with Hydra's command line over `conf/<name>.yaml`. A sweep of answers ends with
+    the highest of their exit statuses."""
 
     def decorate(run: Callable[[C], None]) -> Callable[[], None]:
         @functools.wraps(run)
@@ -187,19 +195,27 @@ def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Calla
             full = bool(os.environ.get("HYDRA_FULL_ERROR"))
             with one_line_errors():
                 swept = swept_by(sys.argv[1:])
+                if swept is not None and cells_are == "never":
+                    raise ConfigError("command line", "-m", "this program has no sweeps: start it once for each value")
                 asked = cells(sys.argv[1:])
                 composed = [compose(name, schema, overrides) for overrides in asked]
-                places = [run_dir_of(cfg) for cfg in composed if isinstance(cfg, TrainConfig)]
+                trained = [cfg for cfg in composed if isinstance(cfg, TrainConfig) and cells_are == "runs"]
+                places = [run_dir_of(cfg) for cfg in trained]
                 if len(set(places)) < len(places):
                     allowed = "the cells of a sweep need directories of their own: leave run_dir out"
                     raise ConfigError("run_dir", places[0], allowed)
+                if swept is not None and cells_are == "answers":
+                    refuse_launchers(asked[0])
                 launcher = "" if swept is None else prepare_launcher(name, asked[0])
-            parent = os.getpid()
+            parent, statuses = os.getpid(), [0]
 
             def task(cfg: DictConfig) -> None:  # what a launcher takes to another process, by value
                 if swept is None:
                     with one_line_errors():
                         run(checked(cfg, schema))
+                elif cells_are == "answers":
+                    print("\n" * (len(statuses) > 1) + f"== {name_of_cell(swept)}", flush=True)
+                    statuses.append(sweeps.one_answer(name_of_cell(swept), lambda: run(checked(cfg, schema)), full))
                 else:
                     with sweeps.beside(parent) if launcher == "JoblibLauncher" else nullcontext():
                         sweeps.one_cell(name_of_cell(swept), lambda: run(checked(cfg, schema)), full)
@@ -212,6 +228,8 @@ def program(name: str, schema: type[C]) -> Callable[[Callable[[C], None]], Calla
             else:
                 with sweeps.what_is_left(places, launcher), one_line_errors(), sweeps.launched():
                     with_hydra()
+                if any(statuses):
+                    sys.exit(max(statuses))
 
         return entry
 
@@ -296,12 +314,20 @@ def prepare_launcher(name: str, overrides: Sequence[str]) -> str:
     return kind
 
 
+def refuse_launchers(overrides: Sequence[str]) -> None:
+    """Raises ConfigError for a launcher that would have the cells of a sweep answer elsewhere."""
+    for text in overrides:
+        key, _, launcher = text.partition("=")
+        if key == "hydra/launcher" and launcher != "basic":
+            raise ConfigError(key, launcher, "must be basic: this program answers here, one cell after the other")
+
+
 def _parsed(argv: Sequence[str]) -> list[Override]:
     flags = [arg for arg in argv if arg.startswith("-") and arg not in ("-m", "--multirun")]
     texts = [arg for arg in argv if not arg.startswith("-") and ("=" in arg or not flags)]  # a flag may have a value
     try:
         return OverridesParser.create().parse_overrides(texts)
-    except HydraException as error:
+    except (HydraException, ValueError) as error:  # ValueError: an integer of more digits than Python reads
         raise _readable(error, texts) from error
 
 

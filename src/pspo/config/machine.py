@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, Strict
 
-from pspo.config.schema import FORBID, Device, Text
+from pspo.config.schema import FORBID, Count, Device, Text
 
 Positive = Annotated[float, Strict(), Field(gt=1e-6, lt=1e6)]
 NonNegative = Annotated[float, Strict(), Field(ge=0, lt=1e6)]
@@ -51,4 +51,4 @@ class Machine:
     """Between devices of a node, GB/s in one direction."""
     network_gbs: Positive
     """Between nodes, GB/s for each device."""
-    per_node: Annotated[int, Strict(), Field(ge=1)]
+    per_node: Count

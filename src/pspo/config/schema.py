@@ -20,11 +20,13 @@ from pydantic import ConfigDict, Field, Strict
 from pspo.errors import ConfigError
 
 Flag = Annotated[bool, Strict()]
-Seed = Annotated[int, Strict(), Field(ge=0)]
-Count = Annotated[int, Strict(), Field(ge=1)]
+MANY = 10**12
+"""Most of anything that is counted: more is a slip, and a product of several is still a number that a float holds."""
+Seed = Annotated[int, Strict(), Field(ge=0, lt=2**63)]
+Count = Annotated[int, Strict(), Field(ge=1, le=MANY)]
 Threads = Annotated[int, Strict(), Field(ge=1, le=1024)]
 Text = Annotated[str, Field(min_length=1)]
-Whole = Annotated[int, Strict(), Field(ge=0)]
+Whole = Annotated[int, Strict(), Field(ge=0, le=MANY)]
 Real = Annotated[float, Strict()]
 Share = Annotated[float, Strict(), Field(ge=0, le=1)]
 MOST = 1e9  # of numbers that meet ratios, which are clamped at e^20
@@ -206,7 +208,7 @@ class WordProblems:
     name: str
     seed: Seed
     levels: Annotated[tuple[Literal[2, 3, 4], ...], Field(min_length=1)]
-    max_value: Annotated[int, Strict(), Field(ge=20)]
+    max_value: Annotated[int, Strict(), Field(ge=20, le=MANY)]
     distractor_share: Share
     train: Count
     validation: Count
@@ -333,7 +335,7 @@ class Rollout:
     vllm: Vllm | None
     dtype: DType
     prompts: Count
-    group_size: Annotated[int, Strict(), Field(ge=2)]
+    group_size: Annotated[int, Strict(), Field(ge=2, le=MANY)]
     temperature: Annotated[float, Strict(), Field(ge=1e-3, le=1e3)]
     top_p: Annotated[float, Strict(), Field(gt=0, le=1)]
     max_prompt_tokens: Count

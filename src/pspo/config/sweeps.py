@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 
 from pspo.config.schema import minutes
 from pspo.errors import ConfigError, PspoError
-from pspo.stopping import AGAIN, stoppable
+from pspo.stopping import AGAIN, Stopped, stoppable
 
 MEETING = (
     # SLURM's own address of the first node: its name need not resolve on the others. A port of the job's own, below
@@ -69,6 +69,20 @@ def _failure(run: Callable[[], None], full: bool) -> str | None:
             traceback.print_exc()
         return str(error) if ours else f"{type(error).__name__}: {error}"
     return None
+
+
+def one_answer(name: str, answer: Callable[[], None], full: bool) -> int:
+    """A cell of a sweep whose program looks and makes nothing; its exit status. What goes wrong is said here, with
+    `full` as a traceback."""
+    try:
+        failure = _failure(answer, full)
+    except Stopped:
+        raise  # the sweep is told to stop, not this cell
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    if failure is not None:
+        say(f"{name}: {failure}")
+    return int(failure is not None)
 
 
 @contextmanager

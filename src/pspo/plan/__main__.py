@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from pspo.config import PlanConfig, program, warm_start_dir
+from pspo.errors import ConfigError
 from pspo.plan.forecast import ASLEEP, GIB, Forecast, forecast, lengths_of, remedies
 from pspo.plan.memory import CUDA_CONTEXT, ranks_per_engine
 from pspo.plan.shapes import shape_of
@@ -16,8 +17,11 @@ from pspo.plan.shapes import shape_of
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-@program("plan", PlanConfig)
+@program("plan", PlanConfig, cells_are="answers")
 def main(cfg: PlanConfig) -> None:
+    if cfg.gpu.kind == "cpu" and cfg.gpus > 1:  # they share cores and memory, and no rate in conf/gpu/ is of a share
+        allowed = "must be 1 for a CPU, whose ranks share it: two took no less time than one (docs/scaling.md)"
+        raise ConfigError("gpus", cfg.gpus, allowed)
     shape = shape_of(cfg.model, warm_start_dir(cfg))
     lengths = lengths_of(cfg, cfg.prompt_tokens, cfg.completion_tokens)
     plan = forecast(cfg, shape, cfg.gpu, cfg.gpus, lengths)

@@ -167,7 +167,8 @@ def remedies(plan: Forecast) -> Iterator[tuple[str, Forecast]]:
     that sleeps, layers computed twice, moments in the host's memory, smaller packs, an engine over several devices. On
     as many devices as there are, and on more, up to as many as hold it with its own settings; nothing is changed that
     it fits without."""
-    for ranks in (plan.ranks * factor for factor in (1, 2, 4, 8, 16) if plan.ranks * factor <= MOST_DEVICES):
+    factors = (1, 2, 4, 8, 16) if plan.machine.kind == "cuda" else (1,)  # ranks on a CPU share its memory
+    for ranks in (plan.ranks * factor for factor in factors if plan.ranks * factor <= MOST_DEVICES):
         enough: list[tuple[bool, ...]] = []
         for changes in sorted(_choices(plan.cfg), key=sum):
             if any(all(change or not made for change, made in zip(changes, before, strict=True)) for before in enough):
