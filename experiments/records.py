@@ -94,8 +94,6 @@ def _read_graded(path: Path, _version: Version) -> Mapping[str, Graded]:
             raise PspoError(f"{path}, line {number}: no {error} there; {AGAIN}") from error
         if type(one.correct) is not bool or not isinstance(one.text, str):
             raise PspoError(f"{path}, line {number}: not a completion that was graded; {AGAIN}")
-        if one.id in graded:
-            raise PspoError(f"{path}, line {number}: problem {one.id} is there twice; {AGAIN}")
         graded[one.id] = one
     return graded
 
@@ -105,13 +103,17 @@ AGAIN = "evaluate again, or remove the file"
 
 def read_evaluation(path: Path) -> list[dict[str, Any]]:
     """The lines of a per-problem file, whose summary beside it has its hash. Raises PspoError where it is another, or a
-    line names no problem."""
+    line names no problem, or one that is there already."""
     lines = read_jsonl(path)
     if not lines:
         raise PspoError(f"{path}: no problems in it; {AGAIN}")
+    seen: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if not isinstance(line, dict) or not isinstance(line.get("id"), str):
             raise PspoError(f"{path}, line {number}: its id is no text, so it is no problem's; {AGAIN}")
+        if line["id"] in seen:
+            raise PspoError(f"{path}, line {number}: problem {line['id']} is there twice; {AGAIN}")
+        seen.add(line["id"])
     summary = path.with_suffix(".summary.json")
     if summary.is_file():
         recorded = read_json(summary).get("sha256")
