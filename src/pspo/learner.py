@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from pspo.errors import ConfigError, NonFiniteError
 from pspo.logprobs import token_log_probs
 from pspo.models import DTYPES, load_policy
 from pspo.objective import Tokens, UpdateStats, loss_of, sequence_weights, token_stats
+from pspo.offload import HostAdamW, host_like
 from pspo.ranks import Ranks
 from pspo.sharding import merged_known, reshard, shard
 from pspo.surrogates import Surrogate, from_config
-from pspo.trainstate import blank, optimizer_tensors, set_optimizers
+from pspo.trainstate import blank, on_device, optimizer_tensors, set_optimizers
 
 ADAPTER = "adapter."
 
@@ -201,7 +203,7 @@ class Learner:
         learned = self._learned()
         if name.startswith(ADAPTER):
             return learned[name.removeprefix(ADAPTER)].detach()
-        return blank(learned, name, shape, dtype)
+        return blank(learned, name, shape, dtype, host_like if self.cfg.offload_optimizer else on_device)
 
     def load_training_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes what was read; adapters have been read into their place."""
@@ -284,9 +286,8 @@ def make_optimizer(model: PreTrainedModel, cfg: schema.Learner) -> torch.optim.O
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if cfg.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
-    return torch.optim.AdamW(
-        parameters, lr=cfg.lr, betas=cfg.betas, eps=cfg.adam_eps, weight_decay=cfg.weight_decay, fused=True
-    )
+    adamw = HostAdamW if cfg.offload_optimizer else partial(torch.optim.AdamW, fused=True)
+    return adamw(parameters, lr=cfg.lr, betas=cfg.betas, eps=cfg.adam_eps, weight_decay=cfg.weight_decay)
 
 
 def clip_gradients(model: PreTrainedModel, max_norm: float | None) -> float:
