@@ -13,7 +13,7 @@ LAYERS = [
     {"rundir"},
     {"surrogates", "advantages", "logprobs", "grading", "muon", "attention", "ranks", "trainstate"},
     {"data", "scores"},
-    {"objective", "rewards", "batching", "models", "adapters", "sharding", "plan"},
+    {"objective", "rewards", "batching", "models", "adapters", "sharding", "offload", "plan"},
     {"checkpoint", "learner", "measures", "rollout", "tracking"},
     {"evaluation"},
     {"evalfile"},

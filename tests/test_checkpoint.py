@@ -260,13 +260,17 @@ def test_killed_while_it_writes_it_leaves_no_checkpoint(three):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("before, after", [(1, 2), (2, 1), (2, 3)])
-def test_saved_on_some_ranks_it_is_loaded_on_others_to_the_same_bits(root, tmp_path, before, after):
-    """Weights and optimiser of a sharded policy after two updates, adapters among them."""
+@pytest.mark.parametrize(
+    "before, after, moments", [(1, 2, "dd"), (2, 1, "dd"), (2, 3, "dd"), (2, 3, "hh"), (2, 1, "hd"), (1, 2, "dh")]
+)
+def test_saved_on_some_ranks_it_is_loaded_on_others_to_the_same_bits(root, tmp_path, before, after, moments):
+    """Weights and optimiser of a sharded policy after two updates, adapters among them; moments on the device or in the
+    host's memory."""
     digests = []
-    for ranks, act in ((before, "save"), (after, "load")):
+    for ranks, act, where in ((before, "save", moments[0]), (after, "load", moments[1])):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
         command = [sys.executable, *launch, str(root / "tests/programs/saving.py"), act, str(tmp_path)]
+        command.append(f"learner.offload_optimizer={str(where == 'h').lower()}")
         done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         digests.append([line for line in done.stdout.splitlines() if line.startswith("digest")])

@@ -43,6 +43,15 @@ def weights_after(make_model, samples, surrogate, cfg, updates=3):
     return torch.cat([weight.flatten() for _, weight in learner.weights()])
 
 
+def gradients_met(learner):
+    """A list that holds, after an update, the gradients that its optimiser met."""
+    met = []
+    learner.optimizer.register_step_pre_hook(
+        lambda *_: met.extend(parameter.grad.clone() for parameter in learner.model.parameters())
+    )
+    return met
+
+
 def plain_log_probs(model, samples, temperature):
     """Log-probs of completion tokens, sample by sample, from full logits."""
     for sample in samples:
@@ -74,11 +83,11 @@ def test_log_probs_and_gradient_equal_autograd_on_full_logits(make_model, make_s
     )
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(oracle.parameters(), settings.max_grad_norm)
-    stats = learner.update(batch, everything(batch), 0)
+    gradients, stats = gradients_met(learner), learner.update(batch, everything(batch), 0)
     assert stats.loss == pytest.approx(loss.item(), rel=1e-6)
     assert stats.grad_norm == pytest.approx(norm.item(), rel=1e-6)
-    for mine, other in zip(learner.model.parameters(), oracle.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-8)
+    for mine, other in zip(gradients, oracle.parameters(), strict=True):
+        torch.testing.assert_close(mine, other.grad, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("normalise", ["token", "sequence", "constant"])
@@ -192,6 +201,27 @@ def test_a_non_finite_update_is_stopped_before_the_optimiser_moves(make_model, m
     assert all(torch.equal(a, b) for a, (_, b) in zip(before, learner.weights(), strict=True))
     states = learner.optimizer.state.values()
     assert all(torch.equal(a, state["exp_avg"]) for a, state in zip(moments, states, strict=True))
+    assert all(parameter.grad is None for parameter in learner.model.parameters())  # the next one begins with none
+
+
+def test_an_update_leaves_no_gradient_in_memory(make_model, make_samples, settings):
+    learner, batch = learner_of(make_model(), no_clip, settings), Batch.of(make_samples(4, VOCAB))
+    gradients = gradients_met(learner)
+    learner.update(batch, everything(batch), 0)
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+    assert all(parameter.grad is None for parameter in learner.model.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_what_torch_keeps_for_later_is_released(make_model, make_samples, settings):
+    learner = learner_of(make_model().cuda(), no_clip, settings)
+    batch = Batch.of(make_samples(64, VOCAB), "cuda")
+    learner.update(batch, everything(batch), 0)
+    torch.empty(1 << 28, device="cuda")
+    kept = torch.cuda.memory_reserved()
+    learner.release()
+    assert torch.cuda.memory_reserved() <= kept - (1 << 28)
 
 
 def test_learning_rate_by_hand(settings):
@@ -252,10 +282,10 @@ def test_gspo_by_hand(make_model, make_samples, settings):
         a = torch.tensor(sample.advantage)
         objective = objective + torch.minimum(s * a, s.clamp(0.8, 1.2) * a) / len(samples)
     objective.backward()
-    stats = learner.update(batch, everything(batch), 0)
+    gradients, stats = gradients_met(learner), learner.update(batch, everything(batch), 0)
     assert stats.loss == pytest.approx(-objective.item(), rel=1e-6)
-    for mine, other in zip(learner.model.parameters(), oracle.parameters(), strict=True):
-        torch.testing.assert_close(mine.grad, -other.grad, rtol=1e-5, atol=1e-7)
+    for mine, other in zip(gradients, oracle.parameters(), strict=True):
+        torch.testing.assert_close(mine, -other.grad, rtol=1e-5, atol=1e-7)
 
 
 def test_gradient_checkpointing_computes_layers_twice_and_changes_no_bit(make_model, make_samples, settings):

@@ -78,6 +78,7 @@ VARIANTS = {
         "learner.schedule=linear", "rollout.refill=1", "learner.minibatch_of=samples",
     ],
     "adapters": ["lora=all_linear", "learner.kl_coef=0.1", "learner.lr=3e-3"],
+    "moments-in-the-hosts-memory": ["learner.offload_optimizer=true"],
     "sgd": ["learner.optimizer=sgd", "learner.lr=3e-2"],
     "supervised": ["train_on=solutions", "surrogate=no_clip", "learner.passes=1", "rollout.max_new_tokens=32"],
     "sampled-ahead": ["rollout.ahead=true"],

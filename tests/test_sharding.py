@@ -67,3 +67,14 @@ def test_adapters_on_a_bfloat16_policy(root, tmp_path):
     assert all(weight.dtype == torch.bfloat16 for weight in many["weights"].values())
     assert largest_difference(one["weights"], many["weights"]) < 0.05
     torch.testing.assert_close(one["norms"][:1], many["norms"][:1], rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("settings", [["groups=1"], ["lora=1", "dtype=fp32"]], ids=["all-weights", "lora"])
+def test_moments_in_the_hosts_memory_change_no_bit_of_a_sharded_update(root, tmp_path, settings):
+    """Of three ranks some have no row of a small parameter; pieces are smaller than most shards."""
+    kept = ["weight_decay=0.1", *settings]
+    here = updates(root, tmp_path / "device.pt", 3, *kept)
+    there = updates(root, tmp_path / "host.pt", 3, *kept, "offload_optimizer=true", "piece=64")
+    assert here["weights"].keys() == there["weights"].keys()
+    assert all(torch.equal(here["weights"][name], there["weights"][name]) for name in here["weights"])
+    assert torch.equal(here["norms"], there["norms"])

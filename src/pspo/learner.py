@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from pspo.errors import ConfigError, NonFiniteError
 from pspo.logprobs import token_log_probs
 from pspo.models import DTYPES, load_policy
 from pspo.objective import Tokens, UpdateStats, loss_of, sequence_weights, token_stats
+from pspo.offload import HostAdamW, host_like
 from pspo.ranks import Ranks
 from pspo.sharding import merged_known, reshard, shard
 from pspo.surrogates import Surrogate, from_config
-from pspo.trainstate import blank, optimizer_tensors, set_optimizers
+from pspo.trainstate import blank, on_device, optimizer_tensors, set_optimizers
 
 ADAPTER = "adapter."
 
@@ -82,7 +84,8 @@ class Learner:
     The weights keep the dtype of `model`; with `compute_dtype` bfloat16 the forward pass runs under autocast.
     `temperature` is the one the completions were sampled at: it is part of the policy whose ratio is taken.
     `max_tokens` is the length that normalise=constant divides by. `planned_updates` is what the schedule decays over.
-    `reference` is the policy of the KL term, which cfg.kl_coef above 0 needs.
+    `reference` is the policy of the KL term, which cfg.kl_coef above 0 needs. `device` is where it computes; None: where
+    `model` is. Over several ranks the models may come in the host's memory: a device then never holds one whole.
     """
 
     def __init__(
@@ -98,10 +101,12 @@ class Learner:
         attention: schema.Attention = "auto",
         reference: PreTrainedModel | None = None,
         ranks: Ranks | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self.model, self.surrogate, self.cfg, self.ranks = model, surrogate, cfg, ranks or Ranks()
         self.max_tokens, self.planned_updates = max_tokens, planned_updates
-        self.kernel = choose_kernel(attention, model.device, DTYPES[compute_dtype])
+        device = device or model.device
+        self.kernel = choose_kernel(attention, device, DTYPES[compute_dtype])
         model.train()  # without it transformers leaves out gradient checkpointing
         if cfg.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -110,7 +115,7 @@ class Learner:
         self.reference = None if reference is None else Policy(reference.requires_grad_(False), temperature, autocast)
         if self.ranks.size > 1:
             for policy in filter(None, (self.policy, self.reference)):
-                shard(policy, policy.model, self.ranks, torch.bfloat16 if autocast else None)
+                shard(policy, policy.model, self.ranks, device, torch.bfloat16 if autocast else None)
         self.optimizer = make_optimizer(model, cfg)
 
     def log_probs(self, batch: Batch, part: Sequence[int]) -> Tensor:
@@ -147,9 +152,14 @@ class Learner:
 
         Tokens whose `batch.old` is not known take the log-probs they have now, which become their old ones. `number`
         counts the planned updates of the run from 0 and sets the learning rate. Raises NonFiniteError, with the policy
-        and the optimiser unmoved, where loss or gradient is not finite.
+        and the optimiser unmoved, where loss or gradient is not finite. There is a gradient only while it runs.
         """
-        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            return self._update(batch, part, number)
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)  # what samples or saves next has its memory
+
+    def _update(self, batch: Batch, part: Sequence[int], number: int) -> UpdateStats:
         news = self.ranks.size > 1 and (not batch.moved or batch.unknown(part))
         with self.ranks.expecting(f"update {number}"):
             stats = UpdateStats.of(list(self._accumulate(batch, part)))
@@ -167,7 +177,7 @@ class Learner:
         return replace(stats, grad_norm=grad_norm, updates=1.0)
 
     def release(self) -> None:
-        """Gives the memory that is held for tensors to come back to the GPU, for an engine that takes it."""
+        """Gives back the memory of a GPU that torch keeps for tensors to come, so that an engine beside it has it."""
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -206,7 +216,7 @@ class Learner:
         learned = self._learned()
         if name.startswith(ADAPTER):
             return learned[name.removeprefix(ADAPTER)].detach()
-        return blank(learned, name, shape, dtype)
+        return blank(learned, name, shape, dtype, host_like if self.cfg.offload_optimizer else on_device)
 
     def load_training_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes what was read; adapters have been read into their place."""
@@ -253,7 +263,7 @@ def make_learner(cfg: TrainConfig, start: str, ranks: Ranks, saved: Path | None 
     when that was written. Adapters and optimiser come with the training state."""
 
     def load(dtype: str, path: str | Path = start) -> PreTrainedModel:
-        return load_policy(path, dtype=dtype, device=cfg.device)
+        return load_policy(path, dtype=dtype, device=cfg.device if ranks.size == 1 else "cpu")  # sharding moves it
 
     lora = cfg.model.lora
     # Weights that are learned are fp32 whatever the dtype of the computation: a step of 5e-7 is lost in a bf16 weight.
@@ -272,6 +282,7 @@ def make_learner(cfg: TrainConfig, start: str, ranks: Ranks, saved: Path | None 
         # in the policy's own arithmetic: the KL starts at 0
         reference=load("float32") if cfg.learner.kl_coef and lora is None else None,
         ranks=ranks,
+        device=torch.device(cfg.device),
     )
 
 
@@ -289,9 +300,8 @@ def make_optimizer(model: PreTrainedModel, cfg: schema.Learner) -> torch.optim.O
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if cfg.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
-    return torch.optim.AdamW(
-        parameters, lr=cfg.lr, betas=cfg.betas, eps=cfg.adam_eps, weight_decay=cfg.weight_decay, fused=True
-    )
+    adamw = HostAdamW if cfg.offload_optimizer else partial(torch.optim.AdamW, fused=True)
+    return adamw(parameters, lr=cfg.lr, betas=cfg.betas, eps=cfg.adam_eps, weight_decay=cfg.weight_decay)
 
 
 def clip_gradients(model: PreTrainedModel, max_norm: float | None) -> float:

@@ -12,15 +12,20 @@ from transformers import PreTrainedModel
 from pspo.ranks import Ranks
 
 
-def shard(policy: nn.Module, model: PreTrainedModel, ranks: Ranks, compute_dtype: torch.dtype | None) -> None:
+def shard(
+    policy: nn.Module, model: PreTrainedModel, ranks: Ranks, device: torch.device, compute_dtype: torch.dtype | None
+) -> None:
     """Spreads the parameters of `policy`, in place, whose forward computes with the layers of `model`.
+
+    From the host's memory they move to `device` a layer at a time, of which it keeps its shard; embedding and head, the
+    last, together.
 
     A layer is whole on a rank only while it computes, in `compute_dtype` (None: its own), as is its gradient from one
     pack; parameters, and the gradients' sums over ranks and packs, stay in the dtype of what is learned. The rest
     of the model, embedding and head, is whole for the forward and backward pass of a pack. Gradients are summed, not
     averaged: a rank's loss is its share.
     """
-    mesh = init_device_mesh(model.device.type, (ranks.size,))
+    mesh = init_device_mesh(device.type, (ranks.size,))
     learned = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad]
     stored = learned[0] if learned else None
     dtypes = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=stored, cast_forward_inputs=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -31,13 +31,25 @@ def optimizer_tensors(parameters: Named, *optimizers: torch.optim.Optimizer) -> 
     return found
 
 
-def blank(parameters: Mapping[str, nn.Parameter], name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
-    """What a tensor of that name is to be read into; None where it belongs to none of `parameters`."""
+def on_device(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor of the parameter's shape where the parameter is, not filled; sharded as it is."""
+    return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+
+
+def blank(
+    parameters: Mapping[str, nn.Parameter],
+    name: str,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    like: Callable[[Tensor, torch.dtype], Tensor] = on_device,
+) -> Tensor | None:
+    """What a tensor of that name is to be read into; None where it belongs to none of `parameters`. `like` makes those
+    that have the shape of their parameter."""
     parameter = parameters.get(name.removeprefix(OPTIMIZER).partition(".")[2])
     if parameter is None or not name.startswith(OPTIMIZER):
         return None
     if shape == parameter.shape:
-        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        return like(parameter, dtype)
     return torch.empty(shape, dtype=dtype, device=parameter.device)
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from small import small_policy
 
+from pspo import offload
 from pspo.batching import Batch, minibatches
 from pspo.config import TrainConfig, compose, schema
 from pspo.learner import Learner
@@ -43,6 +44,7 @@ def main():
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}[chosen.pop("dtype", "fp64")]
     compute = chosen.pop("compute", "float32")
     budget = int(chosen.pop("token_budget", 1024))
+    offload.PIECE = int(chosen.pop("piece", offload.PIECE))
     overrides = [f"learner.{name}={value}" for name, value in chosen.items()]
     cfg = compose("train", TrainConfig, [*overrides, "learner.old_log_probs=learner"]).learner
     cfg = replace(cfg, token_budget=budget, lr=1e-2, warmup_updates=0, schedule="constant")

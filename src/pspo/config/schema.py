@@ -412,6 +412,9 @@ class Learner:
         if self.correction != "none" and self.old_log_probs == "sampler":
             allowed = "needs learner.old_log_probs=learner: against the sampler's log-probs there is nothing to correct"
             raise ConfigError("learner.correction", self.correction, allowed)
+        if self.offload_optimizer and self.optimizer == "sgd":
+            allowed = "needs learner.optimizer=adamw: sgd has no moments to keep"
+            raise ConfigError("learner.offload_optimizer", self.offload_optimizer, allowed)
 
 
 @dataclass(frozen=True)
