@@ -84,8 +84,8 @@ class Learner:
     The weights keep the dtype of `model`; with `compute_dtype` bfloat16 the forward pass runs under autocast.
     `temperature` is the one the completions were sampled at: it is part of the policy whose ratio is taken.
     `max_tokens` is the length that normalise=constant divides by. `planned_updates` is what the schedule decays over.
-    `reference` is the policy of the KL term, which cfg.kl_coef above 0 needs. `device` is where it computes; None: where
-    `model` is. Over several ranks the models may come in the host's memory: a device then never holds one whole.
+    `reference` is the policy of the KL term, which cfg.kl_coef above 0 needs. `device` is where it computes; None:
+    where `model` is. Over several ranks the models may come in the host's memory: a device then never holds one whole.
     """
 
     def __init__(
