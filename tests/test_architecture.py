@@ -11,7 +11,7 @@ LAYERS = [
     {"errors", "seeds", "types", "metrics", "provenance", "intervals", "files", "memory", "stopping"},
     {"config"},
     {"rundir"},
-    {"surrogates", "advantages", "logprobs", "grading", "muon", "attention", "ranks", "trainstate"},
+    {"surrogates", "advantages", "logprobs", "grading", "muon", "attention", "layers", "ranks", "trainstate"},
     {"data", "scores"},
     {"objective", "rewards", "batching", "models", "adapters", "sharding", "offload", "plan"},
     {"checkpoint", "learner", "measures", "rollout", "tracking"},

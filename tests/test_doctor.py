@@ -96,6 +96,16 @@ def test_another_version_than_the_locks(monkeypatch: pytest.MonkeyPatch) -> None
     assert line.state == "BAD" and "transformers 0.1, not 5." in line.text and "make setup" in line.text
 
 
+def test_a_compiler_is_asked_for_where_layers_are_compiled(tmp_path: Path) -> None:
+    import torch._inductor.config
+
+    cfg = compose("train", TrainConfig, ["model.compile=true"])
+    with torch._inductor.config.patch({"cpp.cxx": (None, str(tmp_path / "none"))}):
+        line = doctor.compiler(cfg)
+    assert line is not None and line.state == "BAD" and "a C++ compiler (g++, or CXX); install it" in line.text
+    assert doctor.compiler(compose("train", TrainConfig, [])) is None
+
+
 def test_a_run_that_does_not_fit_is_told_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
     card = load_yaml(CONF / "gpu" / "rtx4090.yaml", Machine)
     monkeypatch.setattr(doctor, "this_machine", lambda cfg: card)

@@ -19,10 +19,13 @@ import psutil
 import pytest
 import torch
 from known import SETTINGS, make_policy, outcome
+from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 
 from pspo.config import TrainConfig, compose
-from pspo.errors import PspoError
+from pspo.errors import ConfigError, PspoError
 from pspo.files import write_whole
+from pspo.layers import check_compiler
 from pspo.provenance import provenance
 from pspo.ranks import Ranks
 from pspo.run import Run
@@ -115,6 +118,38 @@ def test_with_vllm_too(start, signalled, tmp_path):
         with pytest.raises(Stopped):
             start(tmp_path / "b", "rollout=vllm")
     assert outcome(start(tmp_path / "b", "rollout=vllm")) == undisturbed
+
+
+def can_compile() -> bool:
+    try:
+        check_compiler("cpu")
+    except ConfigError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not can_compile(), reason="torch finds no C++ compiler, or no Python headers")
+def test_with_compiled_layers_beside_vllm(start, signalled, tmp_path):
+    """Gone on with in a process that compiles anew; and next to the run without, whose kernels round otherwise."""
+    pytest.importorskip("vllm")
+    settings = ["rollout=vllm", "steps=2", "eval.at_end=false"]
+    torch._dynamo.reset()
+    counters.clear()
+    undisturbed = outcome(start(tmp_path / "a", "model.compile=true", *settings))
+    assert counters["aot_autograd"]["ok"] > 4  # the layers: forward and backward, and forward alone
+    signalled(1)
+    with pytest.raises(Stopped):
+        start(tmp_path / "b", "model.compile=true", *settings)
+    torch._dynamo.reset()
+    assert outcome(start(tmp_path / "b", "model.compile=true", *settings)) == undisturbed
+    start(tmp_path / "c", *settings)
+    weights, others = (load_file(tmp_path / name / "checkpoints/step-2/model.safetensors") for name in "ac")
+    assert weights.keys() == others.keys()
+    apart = torch.cat([(weights[name] - others[name]).abs().flatten() for name in weights])
+    assert apart.max() > 0 and apart.mean() < 1e-6
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from pspo.batching import Batch
 from pspo.config import TrainConfig, compose
@@ -64,6 +65,16 @@ def learner_log_probs(cfg, model, groups, temperature):
 
 def largest_difference(a, b):
     return max(abs(x - y) for left, right in zip(a, b, strict=True) for x, y in zip(left, right, strict=True))
+
+
+@needs_vllm
+def test_vllm_needs_no_compiler_on_a_cpu_and_leaves_torch_able_to_compile(engines):
+    torch._dynamo.reset()
+    counters.clear()
+    draw(engines["vllm"])
+    assert counters["stats"]["unique_graphs"] == 1  # its helper, which was captured anew
+    assert not counters["inductor"] and not counters["aot_autograd"]  # and compiled by nothing
+    assert not torch._dynamo.config.disable
 
 
 @needs_vllm

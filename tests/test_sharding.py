@@ -78,3 +78,17 @@ def test_moments_in_the_hosts_memory_change_no_bit_of_a_sharded_update(root, tmp
     assert here["weights"].keys() == there["weights"].keys()
     assert all(torch.equal(here["weights"][name], there["weights"][name]) for name in here["weights"])
     assert torch.equal(here["norms"], there["norms"])
+
+
+@pytest.mark.parametrize(
+    "settings", [["gradient_checkpointing=true"], ["lora=1", "kl_coef=0.2"]], ids=["layers", "lora"]
+)
+def test_ranks_with_compiled_layers_equal_one_process_without(root, tmp_path, settings):
+    """As captured, without a compiler: shards are gathered and freed outside of what is compiled."""
+    settings = ["token_budget=60", "dtype=fp32", *settings]
+    one = updates(root, tmp_path / "one.pt", 1, *settings)
+    two = updates(root, tmp_path / "two.pt", 2, *settings, "compiler=eager")
+    assert one["graphs"] == 0 < two["graphs"]
+    assert one["weights"].keys() == two["weights"].keys()
+    assert largest_difference(one["weights"], two["weights"]) < 1e-5
+    torch.testing.assert_close(one["norms"], two["norms"], rtol=1e-4, atol=0)

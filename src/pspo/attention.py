@@ -154,6 +154,7 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(NAME)
 
 
+@torch.compiler.disable  # its blocks are as many and as long as a pack has them: most packs would be compiled anew
 def packed_attention(
     module: torch.nn.Module,
     query: Tensor,

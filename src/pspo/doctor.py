@@ -30,7 +30,7 @@ from pspo.config.compose import CONF
 from pspo.config.machine import Machine
 from pspo.config.schema import WordProblems
 from pspo.data.tokenizer import HUB_FILES
-from pspo.errors import PspoError
+from pspo.errors import ConfigError, PspoError
 from pspo.files import write_whole
 from pspo.plan.forecast import GIB, forecast, lengths_of, remedies
 from pspo.plan.shapes import shape_of
@@ -75,6 +75,7 @@ def examine(cfg: TrainConfig, ranks: Ranks) -> Iterator[Line]:
         lambda: between(cfg, ranks),
         lambda: memory(cfg, ranks),
         lambda: engine(cfg),
+        lambda: compiler(cfg),
         lambda: policy(cfg),
         lambda: problems(cfg),
         lambda: disk(cfg),
@@ -135,6 +136,18 @@ def engine(cfg: TrainConfig) -> Line:
     if cfg.device == "cuda" and _installed("vllm") is None:
         return Line("engine", "BAD", "device=cuda, and vLLM's CPU build is installed: make setup ENGINE_SET=cuda")
     return Line("engine", "ok", "vLLM is installed")
+
+
+def compiler(cfg: TrainConfig) -> Line | None:
+    if not cfg.model.compile:
+        return None
+    from pspo.layers import check_compiler
+
+    try:
+        check_compiler(cfg.device)
+    except ConfigError as error:
+        return Line("compiler", "BAD", str(error))
+    return Line("compiler", "ok", "model.compile=true has what it needs")
 
 
 # --- devices ---------------------------------------------------------------------------------------------------------

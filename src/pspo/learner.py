@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import embedding
 from transformers import PreTrainedModel
 
-from pspo import adapters
+from pspo import adapters, layers
 from pspo.attention import choose_kernel, use_packed_attention
 from pspo.batching import Batch, Pack, packs
 from pspo.config import TrainConfig, schema
@@ -84,8 +84,9 @@ class Learner:
     The weights keep the dtype of `model`; with `compute_dtype` bfloat16 the forward pass runs under autocast.
     `temperature` is the one the completions were sampled at: it is part of the policy whose ratio is taken.
     `max_tokens` is the length that normalise=constant divides by. `planned_updates` is what the schedule decays over.
-    `reference` is the policy of the KL term, which cfg.kl_coef above 0 needs. `device` is where it computes; None:
-    where `model` is. Over several ranks the models may come in the host's memory: a device then never holds one whole.
+    `reference` is the policy of the KL term, which cfg.kl_coef above 0 needs. `compiler` is torch.compile's backend for
+    the layers (None: they run as they are). `device` is where it computes (None: where `model` is): over several
+    ranks the models may come in the host's memory, so that a device never holds one whole.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Learner:
         attention: schema.Attention = "auto",
         reference: PreTrainedModel | None = None,
         ranks: Ranks | None = None,
+        compiler: str | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.model, self.surrogate, self.cfg, self.ranks = model, surrogate, cfg, ranks or Ranks()
@@ -113,8 +115,10 @@ class Learner:
         autocast = compute_dtype == "bfloat16"
         self.policy = Policy(model, temperature, autocast)
         self.reference = None if reference is None else Policy(reference.requires_grad_(False), temperature, autocast)
-        if self.ranks.size > 1:
-            for policy in filter(None, (self.policy, self.reference)):
+        for policy in filter(None, (self.policy, self.reference)):
+            if compiler is not None:
+                layers.compile_layers(policy.model, compiler)
+            if self.ranks.size > 1:
                 shard(policy, policy.model, self.ranks, device, torch.bfloat16 if autocast else None)
         self.optimizer = make_optimizer(model, cfg)
 
@@ -282,6 +286,7 @@ def make_learner(cfg: TrainConfig, start: str, ranks: Ranks, saved: Path | None 
         # in the policy's own arithmetic: the KL starts at 0
         reference=load("float32") if cfg.learner.kl_coef and lora is None else None,
         ranks=ranks,
+        compiler=layers.BACKEND if cfg.model.compile else None,
         device=torch.device(cfg.device),
     )
 

@@ -39,6 +39,7 @@ from pspo.evaluation import prompts_of
 from pspo.exams import Exams
 from pspo.files import write_whole
 from pspo.grading import Grade, Grader
+from pspo.layers import check_compiler
 from pspo.learner import learning_rate, make_learner
 from pspo.measures import gap_metrics, length_metrics, rollout_metrics, update_metrics
 from pspo.memory import Memory
@@ -89,6 +90,8 @@ class Run:
         cfg, started = self.cfg, time.perf_counter()
         self.engines = engines = Engines.of(cfg.rollout, self.ranks)
         prepare(cfg.device, cfg.threads, cfg.deterministic)
+        if cfg.model.compile:
+            check_compiler(cfg.device)
         checkpoint = starting_checkpoint(cfg)
         self.grader = stack.enter_context(Grader(cfg.grading.workers, cfg.grading.timeout))
         if cfg.prompt.style == "math":

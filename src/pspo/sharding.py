@@ -1,4 +1,5 @@
-"""A policy spread over the ranks by FSDP2, and what ranks know put together. Imports: torch, pspo.ranks."""
+"""A policy spread over the ranks by FSDP2, and what ranks know put together. Imports: torch, the rooms of
+layers and ranks."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
+from pspo.layers import layers_of
 from pspo.ranks import Ranks
 
 
@@ -29,10 +31,8 @@ def shard(
     learned = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad]
     stored = learned[0] if learned else None
     dtypes = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=stored, cast_forward_inputs=False)
-    blocks = set(model._no_split_modules or ())
-    for module in list(model.modules()):
-        if type(module).__name__ in blocks:
-            fully_shard(module, mesh=mesh, mp_policy=dtypes)
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh, mp_policy=dtypes)
     fully_shard(policy, mesh=mesh, mp_policy=dtypes)
     for module in policy.modules():
         if isinstance(module, FSDPModule):

@@ -16,6 +16,7 @@ def small_policy(
     vocab: int = 31,
     tie: bool = True,
     heads: int = 2,
+    layers: int = 2,
 ) -> Qwen2ForCausalLM:
     """Weights from a seed; two query heads share one of keys and values.
 
@@ -24,7 +25,7 @@ def small_policy(
     """
     arch = Architecture(
         hidden_size=16,
-        layers=2,
+        layers=layers,
         heads=heads,
         kv_heads=heads // 2,
         mlp_size=32,

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 from small import small_policy
+from torch._dynamo.utils import counters
 
 from pspo import offload
 from pspo.batching import Batch, minibatches
@@ -42,13 +43,13 @@ def main():
     chosen = dict(setting.split("=") for setting in settings)
     groups, parts, lora = (int(chosen.pop(name, at)) for name, at in (("groups", 6), ("parts", 2), ("lora", 0)))
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}[chosen.pop("dtype", "fp64")]
-    compute = chosen.pop("compute", "float32")
+    compute, compiler = chosen.pop("compute", "float32"), chosen.pop("compiler", None)
     budget = int(chosen.pop("token_budget", 1024))
     offload.PIECE = int(chosen.pop("piece", offload.PIECE))
     overrides = [f"learner.{name}={value}" for name, value in chosen.items()]
     cfg = compose("train", TrainConfig, [*overrides, "learner.old_log_probs=learner"]).learner
     cfg = replace(cfg, token_budget=budget, lr=1e-2, warmup_updates=0, schedule="constant")
-    with joined("cpu", timeout=60) as ranks:
+    with joined("cpu", timeout=150) as ranks:  # layers may be compiled meanwhile
         model = small_policy(dtype=dtype, vocab=VOCAB)
         reference = small_policy(dtype=dtype, vocab=VOCAB) if cfg.kl_coef and not lora else None
         if lora:
@@ -65,6 +66,7 @@ def main():
             planned_updates=100,
             reference=reference,
             ranks=ranks,
+            compiler=compiler,
         )
         number, ghosts, norms, stats = 0, 0, [], UpdateStats()
         for step in range(2):
@@ -84,6 +86,7 @@ def main():
         all_stats = UpdateStats.total(ranks.gather(stats, "statistics"))
         weights = {name: weight.clone() for name, weight in learner.weights()}
         found = {"weights": weights, "norms": torch.tensor(norms), "old": batch.old, "before": batch.before}
+        found["graphs"] = torch.tensor(counters["stats"]["unique_graphs"])
         found["ghosts"] = torch.tensor(ranks.sum([ghosts], "ghosts"))
         found["stats"] = torch.tensor([all_stats.tokens, all_stats.abs_dev, all_stats.entropy, all_stats.loss])
         if ranks.first:

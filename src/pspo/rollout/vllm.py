@@ -177,8 +177,10 @@ def _prepare(cfg: schema.Vllm, device: str) -> None:
     if device == "cpu":
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(cfg.kv_cache_gib))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-        # One helper of vLLM's is compiled at first use, which needs a C++ compiler and 3 s for nothing gained here.
-        import torch._dynamo
+        # A helper of vLLM's is compiled at first use, which needs a C++ compiler and 3 s for nothing gained here: torch
+        # captures it and runs its operators as they are. Not switched off for the process: model.compile is in it too.
+        from vllm.platforms import current_platform
 
-        torch._dynamo.config.disable = True
+        current_platform.simple_compile_backend = "eager"
+        logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # it warns that a CPU has none
     logging.getLogger("transformers").setLevel(logging.ERROR)
