@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -526,6 +527,12 @@ def test_it_samples_while_the_learner_learns(checkpoint, tmp_path, monkeypatch):
     assert waited == [True]
 
 
+def test_weights_that_do_not_reach_the_sampler_are_found_ahead_too(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(HfSampler, "load", lambda sampler, weights: None)
+    with pytest.raises(MismatchError, match="on the batch of step 3"):
+        run(checkpoint, tmp_path / "run", "rollout.ahead=true", "steps=4", "learner.lr=3e-3")
+
+
 @pytest.mark.slow
 @pytest.mark.vllm
 def test_it_samples_with_as_many_threads_as_the_run_has(checkpoint, tmp_path, root):
@@ -582,6 +589,8 @@ def test_a_run_whose_engine_sleeps_has_the_bits_of_one_whose_engine_does_not(che
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+    from pspo.rollout.vllm import VllmSampler
+
     said = []
 
     def heard(kind, name, said_of=lambda args, kwargs: ""):
@@ -606,6 +615,13 @@ def test_a_run_whose_engine_sleeps_has_the_bits_of_one_whose_engine_does_not(che
             rpc(self, method, *args, **kwargs),
         )[1],
     )
+    sleep = VllmSampler.sleep
+
+    def forget_weights(sampler):  # which a GPU's memory does by itself
+        sleep(sampler)
+        sampler.engine.apply_model(lambda model: [p.data.fill_(math.nan) for p in model.parameters()] and None)
+
+    monkeypatch.setattr(VllmSampler, "sleep", forget_weights)
     lines, same = run(checkpoint, tmp_path / "asleep", "rollout.vllm.sleep=true", rollout="vllm")
     assert without_times(awake) == without_times(lines)
     assert all(torch.equal(weights[name], same[name]) for name in weights)

@@ -111,7 +111,8 @@ SECTIONS: dict[str, list[Metric]] = {
             "1 before anything was learned from the batch. Of all groups in steps that are checked (the first, and the "
             "first after new weights); otherwise of what the step learns from, and with learner.old_log_probs=sampler "
             "of its first minibatch alone, where policy and sampler can be compared for nothing. With "
-            "rollout.ahead the sampler's policy is a step older. So all of gap/.",
+            "rollout.ahead the sampler's policy is a step older, and only the first step is checked on record. "
+            "So all of gap/.",
         ),
         Metric(
             "gap/log_prob_max", "nats", "Largest difference in log-prob of any sampled token, learner against sampler."
@@ -142,7 +143,9 @@ SECTIONS: dict[str, list[Metric]] = {
             "s",
             "Waiting for grades after the last completion; the rest is graded while sampling goes on.",
         ),
-        Metric("time/learn_s", "s", "Old log-probs and all updates."),
+        Metric(
+            "time/learn_s", "s", "Old log-probs and all updates; with rollout.ahead on a GPU, the engine's kernels too."
+        ),
         Metric("time/exchange_s", "s", "Waiting for the other ranks' groups and grades, and handing over one's own."),
         Metric("time/check_s", "s", "The first steps' comparison of sampler and learner."),
         Metric("time/sync_s", "s", "Loading the new weights into the sampler."),

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 PIECE = 1 << 24
@@ -99,11 +100,8 @@ def _update_on(device: torch.device, pieces: Iterable[_Piece]) -> None:
         if len(under_way) == UNDER_WAY:
             under_way[0][1].synchronize()  # only then may their memory be given out again
             under_way.popleft()
-        moments = [torch.empty_like(moment, device=device) for moment in piece.moments]
-        coming.wait_stream(compute)  # which may not be done with what was in that memory before
-        with torch.cuda.stream(coming):
-            for moment, kept in zip(moments, piece.moments, strict=True):
-                moment.copy_(kept, non_blocking=True)
+        with torch.cuda.stream(coming):  # whose memory is given out again only when the event above has come
+            moments = [kept.to(device, non_blocking=True) for kept in piece.moments]
         compute.wait_stream(coming)
         piece.update(*moments)
         going.wait_stream(compute)
@@ -123,8 +121,14 @@ def host_like(parameter: Tensor, dtype: torch.dtype) -> Tensor:
         return room
     mesh = parameter.device_mesh
     if mesh.device_type != "cpu":  # a DTensor is where its mesh is
-        mesh = init_device_mesh("cpu", tuple(mesh.shape))
+        mesh = _host_mesh(tuple(mesh.shape))
     return DTensor.from_local(room, mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride())
+
+
+@cache
+def _host_mesh(shape: tuple[int, ...]) -> DeviceMesh:
+    """Of all ranks, as the device's: over the gloo half of their one group (pspo.ranks)."""
+    return init_device_mesh("cpu", shape)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """A training run: its parts, and the steps that `pspo.train` is written in.
 
     resume, then for each step
-    problems -> sample -> reward -> refill -> check -> sample_ahead -> batch -> fix_old_log_probs -> update ...
-    -> sync -> evaluate -> log -> save
+    problems -> sample -> reward -> refill -> sleep_sampler -> check -> sample_ahead -> batch -> fix_old_log_probs
+    -> update ... -> sync -> evaluate -> log -> save
 
 Every rank runs all of it: it samples and grades its share of the prompts, and learns from its share of the tokens. What
 is one file (metrics, evaluations) is the first rank's. Files of a run: docs/files.md; what survives a kill, and how:
@@ -184,7 +184,8 @@ class Run:
         self.ranks.together(partial(self.sampler.load, read_weights(saved.path)), "handing the weights to the samplers")
         set_generators(self.ranks.rank, device, state)
         if self.memory.ahead:
-            self.ahead = self.sampling.again(self.memory.ahead, self._problems_of(saved.step + 1))
+            again = partial(self.sampling.again, self.memory.ahead, self._problems_of(saved.step + 1))
+            self.ahead, self.memory.ahead = self.ranks.together(again, "reading what was sampled ahead"), {}
         self.resumed = True
         if self.ranks.first:
             unlike = f", perhaps not with the same bits: it has another {others}" if others else ""
@@ -207,7 +208,7 @@ class Run:
         """
         drawn, self.ahead = self.ahead, None
         if drawn is None:
-            with self.clock("rollout"), self.ranks.doing(f"sampling of step {step}"):
+            with self.clock("rollout"), self.engines.sampling(f"sampling of step {step}"):
                 drawn = self.sampling.draw(problems, step)
             drawn = self._exchanged(drawn, step)
         self.grading = drawn.grading

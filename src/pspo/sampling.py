@@ -20,6 +20,7 @@ import torch
 from pspo.config import TrainConfig
 from pspo.data import Prompter
 from pspo.data.order import distinct
+from pspo.errors import PspoError
 from pspo.evaluation import prompts_of, stop_if_not_finite
 from pspo.grading import Grade, Grader
 from pspo.rollout import Decoding, Sampler
@@ -79,7 +80,9 @@ class Sampling:
         )
 
     def start(self, problems: Sequence[Problem], step: int) -> None:
-        """`draw` in its own thread."""
+        """`draw` in its own thread. On a GPU the weights are all there before it begins, whatever stream loads them."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self._ahead = self._thread.submit(self.draw, problems, step)
 
     def wait(self) -> Drawn:
@@ -112,22 +115,27 @@ def as_json(drawn: Drawn) -> dict[str, Any]:
 
 
 def groups_from(saved: Mapping[str, Any], problems: Sequence[Problem]) -> list[Group]:
-    """The same bits as went into `as_json`, given the problems of that step. ValueError where they are others."""
-    groups = []
-    for row, problem in zip(saved["groups"], problems, strict=True):
-        if row["problem"] != problem.id:
-            raise ValueError(f"completions of problem {row['problem']}, where {problem.id} was expected")
-        completions = (
-            Completion(tuple(ids), tuple(log_probs), text, finished)
-            for ids, log_probs, text, finished in row["completions"]
-        )
-        groups.append(Group(problem, tuple(row["prompt_ids"]), tuple(completions)))
-    return groups
+    """The same bits as went into `as_json`, given the problems of that step. PspoError where it is not of them."""
+    try:
+        return [_group_from(row, problem) for row, problem in zip(saved["groups"], problems, strict=True)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise PspoError(f"what the checkpoint says was sampled ahead is damaged: {error!r}; remove it") from error
+
+
+def _group_from(row: Mapping[str, Any], problem: Problem) -> Group:
+    if row["problem"] != problem.id:
+        raise ValueError(f"completions of problem {row['problem']}, where {problem.id} was expected")
+    completions = (
+        Completion(tuple(ids), tuple(log_probs), text, finished)
+        for ids, log_probs, text, finished in row["completions"]
+    )
+    return Group(problem, tuple(row["prompt_ids"]), tuple(completions))
 
 
 def _as_here() -> Any:
     """For a new thread: computing as the thread that calls this does, on its GPU and with as many threads of its own,
-    both of which torch keeps by thread; so that what is sampled has the same bits."""
+    both of which torch keeps by thread; so that what is sampled has the same bits. On a GPU in a stream of its own, or
+    its kernels would wait for the learner's."""
     threads = torch.get_num_threads()
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
@@ -137,5 +145,6 @@ def _as_here() -> Any:
         )  # not torch's: a vLLM engine has replaced that by a function that does nothing
         if device is not None:
             torch.cuda.set_device(device)
+            torch.cuda.set_stream(torch.cuda.Stream())
 
     return set_up

@@ -58,9 +58,9 @@ def optimise(run: Run, cfg: TrainConfig) -> None:
         rewards = run.reward(groups, step)  # [P, G]
         groups, rewards = run.refill(groups, rewards, step)  # off by default: groups without signal, sampled anew
         advantages = group_advantages(rewards, inner.advantage_scale, inner.advantage_eps)
+        run.sleep_sampler()  # off by default: until `sync` its memory is the learner's
         run.check(groups, step)  # at the start of a run: sampler and learner are the same policy
         run.sample_ahead(step + 1)  # off by default: the next step's groups, by this policy, while it learns
-        run.sleep_sampler()  # off by default: until `sync` its memory is the learner's
         batch = run.batch(groups, advantages, rewards)  # flat tensors of the completions that give a signal
         passes = [  # mu passes over the same batch: ratios leave 1
             minibatches(batch, inner.minibatches, derive(cfg.seed, "pass", step, k), inner.minibatch_of)

@@ -258,6 +258,14 @@ def test_engines_of_several_devices() -> None:
     assert alone / 2 < two.step.rollout < alone
     with pytest.raises(ConfigError, match="tensor_parallel=2: must divide the number of devices, which is 3"):
         plan_of("rollout.vllm.tensor_parallel=2", ranks=3)
+    with pytest.raises(ConfigError, match="tensor_parallel=8: must divide the policy's 12 heads"):
+        plan_of("rollout.vllm.tensor_parallel=8", ranks=8)
+
+
+def test_ranks_that_share_an_engine_evaluate_what_one_would() -> None:
+    """With four each has a part of all problems' answers; alone, with its own engine, all of a quarter of them."""
+    shared, own = plan_of("rollout.vllm.tensor_parallel=4", ranks=4), plan_of(ranks=4)
+    assert own.evaluation_s(1000) < shared.evaluation_s(1000) < plan_of().evaluation_s(1000)
 
 
 def test_sampling_ahead_hides_the_shorter_of_two_at_best() -> None:
@@ -271,6 +279,8 @@ def test_offloaded_moments_travel_twice() -> None:
     gigabytes = 2 * 2 * 8 * plan.shape.total / 1e9  # two updates a step, there and back, two moments
     assert away.step.optimizer - plan.step.optimizer == pytest.approx(gigabytes / plan.machine.host_gbs)
     assert away.checkpoint_bytes == plan.checkpoint_bytes  # wherever they are
+    assert (plan.host_bytes, away.host_bytes) == (0, 8 * plan.shape.total)
+    assert plan.learner.held - away.learner.held == away.host_bytes
 
 
 @pytest.mark.parametrize("gpu, ranks", [("rtx4090", 1), ("l40s", 1), ("rtx4090", 3)])

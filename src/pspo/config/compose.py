@@ -166,8 +166,8 @@ def run_dir_of(cfg: TrainConfig) -> Path:
 
 def warm_start_dir(cfg: TrainConfig | SftConfig) -> Path:
     """Where the warm start of a model made here lives: its name and a hash of the settings it follows from."""
-    data = {key: value for key, value in asdict(cfg.data).items() if key not in ("train", "validation", "test")}
-    made_of = _plain([asdict(cfg.model)["arch"], asdict(cfg.sft), data, asdict(cfg.prompt)])
+    data = {key: value for key, value in _said(cfg.data).items() if key not in ("train", "validation", "test")}
+    made_of = [_said(cfg.model.arch), _said(cfg.sft), data, _said(cfg.prompt)]
     return Path(cfg.models) / f"{cfg.model.name}-{hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:10]}"
 
 

@@ -69,6 +69,8 @@ def memory_lines(plan: Forecast) -> list[str]:
         parts["engine asleep"] = ASLEEP
         parts["the learner while the engine samples"] = plan.learner.held
     parts["needed"] = plan.needed
+    if plan.host_bytes:
+        parts["of the host, for each device"] = plan.host_bytes
     lines = [
         f"memory of a device, GiB ({plan.machine.memory_gib:g}, planned with {plan.machine.utilisation:.0%} of it)"
     ]

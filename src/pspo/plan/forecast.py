@@ -12,6 +12,7 @@ from pspo.config.machine import Machine
 from pspo.errors import ConfigError
 from pspo.plan.memory import (
     CUDA_CONTEXT,
+    FP32,
     SPARE,
     Learning,
     Lengths,
@@ -117,8 +118,16 @@ class Forecast:
     def evaluation_s(self, problems: int, completions: int = 1) -> float:
         """Of so many completions of each problem, each as long as it may be, dealt to all engines."""
         longest = replace(self.lengths, completion=self.cfg.eval.max_new_tokens)
-        mine = -(-problems // self.ranks)
+        mine = -(-problems * ranks_per_engine(self.cfg) // self.ranks)
         return rollout_s(self.cfg, self.shape, self.machine, mine, completions, longest)
+
+    @property
+    def host_bytes(self) -> int:
+        """Of the host's memory, for each device's process of several: the policy while it is loaded, and the reference
+        beside it; or the moments that are kept there, which torch page-locks in powers of two: at most twice these."""
+        copies = 2 if self.learner.reference else 1
+        loading = copies * FP32 * self.shape.total if self.ranks > 1 and self.machine.kind == "cuda" else 0
+        return max(loading, self.learner.away)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -134,6 +143,8 @@ def forecast(cfg: TrainConfig, shape: Shape, machine: Machine, ranks: int, lengt
     """
     if ranks % (each := ranks_per_engine(cfg)):
         raise ConfigError("rollout.vllm.tensor_parallel", each, f"must divide the number of devices, which is {ranks}")
+    if shape.heads % each:
+        raise ConfigError("rollout.vllm.tensor_parallel", each, f"must divide the policy's {shape.heads} heads")
     return Forecast(
         cfg=cfg,
         shape=shape,

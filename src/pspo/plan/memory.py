@@ -26,8 +26,8 @@ HF_ROWS = 256
 """Completions that pspo.rollout.hf decodes at once."""
 CUDA_CONTEXT = 1 << 30
 """What a process takes of a GPU before any tensor: CUDA's context, cuBLAS's workspaces, NCCL's buffers. Assumed."""
-OFFLOADED = 1 << 28
-"""What the moments that are in the host's memory take on the device: pieces on their way, and back."""
+PIECES = 1 << 28
+"""What moments that are in the host's memory take on the device, on their way there and back (pspo.offload)."""
 SPARE = 0.05
 """Share of the learner's tensors that a GPU's caching allocator holds beside them. Assumed."""
 
@@ -98,7 +98,8 @@ class Learning:
 
     weights      what is learned, in fp32 (with LoRA: the frozen weights in the model's dtype, and the adapters)
     gradients    of the same, at the end of the backward pass
-    moments      Adam's two; of those in the host's memory, what a piece of them takes on the device (pspo.offload)
+    moments      Adam's two
+    away         the same, where the host's memory has them (pspo.offload)
     reference    a second policy for the KL term
     copies       in bfloat16: autocast's copies of the layers' weights; of a sharded policy, what is whole at a time
     activations  of the fullest pack
@@ -109,6 +110,7 @@ class Learning:
     weights: int
     gradients: int
     moments: int
+    away: int
     reference: int
     copies: int
     activations: int
@@ -123,11 +125,11 @@ class Learning:
 
     @property
     def peak(self) -> int:
-        """At the fullest of two moments: where the backward pass begins, and where it ends. With several packs the
-        gradients of those before are there from the beginning."""
+        """At the fullest of three times: where the backward pass begins, where it ends, and where pieces of moments are
+        brought from the host. With several packs the gradients of those before are there from the beginning."""
         begins = self.activations + self.copies + self.head + (self.gradients if self.several_packs else 0)
         ends = self.gradients + self.embedding
-        return self.held + max(begins, ends)
+        return self.held + max(begins, ends, self.gradients + min(self.away, PIECES))
 
 
 def learned_parameters(cfg: TrainConfig, shape: Shape) -> int:
@@ -139,6 +141,7 @@ def learning(cfg: TrainConfig, shape: Shape, ranks: int, packs: int, pack: Pack)
     bf16, lora = cfg.model.dtype == "bfloat16", cfg.model.lora
     frozen, learned = shape.total if lora is not None else 0, learned_parameters(cfg, shape)
     width, output = BYTES[cfg.model.dtype], shape.embedding
+    offloaded = cfg.learner.offload_optimizer and cfg.device == "cuda"
     if ranks == 1:
         copies = BF16 * shape.layers * shape.layer if bf16 and lora is None else 0
         weight_copy = BF16 * output if bf16 and lora is None else 0
@@ -154,7 +157,8 @@ def learning(cfg: TrainConfig, shape: Shape, ranks: int, packs: int, pack: Pack)
     return Learning(
         weights=(width * frozen + FP32 * learned) // ranks,
         gradients=FP32 * learned // ranks,
-        moments=OFFLOADED if cfg.learner.offload_optimizer and cfg.device == "cuda" else moments(cfg, learned) // ranks,
+        moments=0 if offloaded else moments(cfg, learned) // ranks,
+        away=moments(cfg, learned) // ranks if offloaded else 0,
         reference=FP32 * shape.total // ranks if cfg.learner.kl_coef and lora is None else 0,
         copies=copies,
         activations=activations(cfg, shape, ranks, pack),

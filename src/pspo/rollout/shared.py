@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -56,6 +57,10 @@ class Engines:
     def leads(self) -> bool:
         """Does this rank answer for its engine?"""
         return self.ranks.rank % self.each == 0
+
+    def sampling(self, what: str) -> AbstractContextManager[None]:
+        """Around this rank's sampling: its own work, or, where ranks share an engine, a wait for the others of it."""
+        return self.ranks.doing(what) if self.each == 1 else self.ranks.expecting(what)
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """What this rank's engine samples of what all ranks hold alike: items mine, mine + number, ..."""
@@ -121,9 +126,12 @@ def _attempt(request: _Request, sampler: Sampler, engines: Engines) -> list[tupl
         if request.decoding is None:
             sampler.forget()
             return []
-        drawn = list(sampler.stream(prompts, seeds, request.decoding))
+        with engines.sampling("sampling for the evaluation"):
+            drawn = list(sampler.stream(prompts, seeds, request.decoding))
         return [(k * engines.number + engines.mine, completions) for k, completions in drawn if engines.leads]
     except Exception as error:
+        if engines.each > 1:
+            raise  # the other ranks of the engine wait in the middle of a step: their watch ends them
         logging.getLogger(__name__).exception("sampling for the evaluation failed on rank %d", engines.ranks.rank)
         return one_line(error)
 

@@ -108,7 +108,7 @@ class VllmSampler:
 
     def load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Woken in this order, memory for keys and values is taken when what streaming weights needs has been given
-        back, and nothing that was computed with the old weights is found in it."""
+        back, and nothing that was computed with the old weights is found in it. After an error it is of no use."""
         if asleep := self.asleep:
             self.engine.wake_up(["weights"])
         self.engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
