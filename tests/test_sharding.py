@@ -80,6 +80,7 @@ def test_moments_in_the_hosts_memory_change_no_bit_of_a_sharded_update(root, tmp
     assert torch.equal(here["norms"], there["norms"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [["gradient_checkpointing=true"], ["lora=1", "kl_coef=0.2"]], ids=["layers", "lora"]
 )
