@@ -46,6 +46,9 @@ from _gpu_common import DATA_SHEET, Work, card_of, machine_of
 from _gpu_engine import PHASES, measure_sampling, measure_steps, measure_sync
 from _gpu_learner import VARIANTS, measure_learner, measure_products, measure_trl
 
+from pspo.config import TrainConfig, compose
+from pspo.errors import ConfigError
+
 Found = dict[str, Any]
 POLICIES = "policies"
 PARTS: dict[str, Callable[[Work], Found]] = {
@@ -230,7 +233,19 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     parser.add_argument("--policies", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if not options.minutes >= LEAST_S / 60:  # so that nan is none as well
+        parser.error(f"--minutes {options.minutes}: at least {LEAST_S / 60:.1f}")
+    if options.out is not None:
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--out {options.out}: {error}")
+    try:
+        compose("train", TrainConfig, options.set)
+    except ConfigError as error:
+        parser.error(f"--set {error}")
+    return options
 
 
 def has_gpu() -> bool:

@@ -31,7 +31,7 @@ from pspo.rollout import Decoding, make_sampler, sample
 from pspo.rollout.hf import HfSampler
 from pspo.run import Run
 from pspo.rundir import Place
-from pspo.sampling import groups_from
+from pspo.sampling import as_json, groups_from
 from pspo.seeds import derive
 from pspo.sft import Demonstration, backward
 from pspo.train import train
@@ -709,3 +709,26 @@ def test_what_only_the_first_rank_finds_wrong_ends_all_with_one_message(checkpoi
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=ENV, timeout=120)
     assert done.returncode != 0 and "pspo/train.py" not in done.stderr  # one line, no traceback of ours
     assert "is not empty and holds no run; name another directory" in done.stderr
+
+
+@pytest.mark.parametrize("damage", ["token", "nan", "group", "seconds-alone"])
+def test_what_was_sampled_ahead_is_looked_at_before_it_is_learned_from(checkpoint, tmp_path, damage):
+    """As a checkpoint keeps it: damage that its sums do not know is told; what nothing hangs on may be missing."""
+    cfg = compose("train", TrainConfig, [*SETTINGS, "rollout=hf", f"model.path={checkpoint}", f"run_dir={tmp_path}"])
+    with Place(tmp_path) as place, Run(cfg, Ranks(), place) as a_run:
+        problems = a_run.problems(1)
+        saved = json.loads(json.dumps(as_json(a_run.sampling.draw(problems, 1))))
+        again = a_run.sampling.again(saved, problems)
+        assert [group.prompt_ids for group in again.groups] and len(again.grading) == len(problems)
+        if damage == "token":
+            saved["groups"][0]["completions"][0][0].pop()
+        elif damage == "nan":
+            saved["groups"][0]["completions"][0][1][0] = math.nan
+        elif damage == "group":
+            saved["groups"].pop()
+        else:
+            del saved["seconds"]
+            assert a_run.sampling.again(saved, problems).groups == again.groups
+            return
+        with pytest.raises(PspoError, match=r"sampled ahead is damaged|not finite|NaN"):
+            a_run.sampling.again(saved, problems)

@@ -45,6 +45,7 @@ from pspo.measures import gap_metrics, length_metrics, rollout_metrics, update_m
 from pspo.memory import Memory
 from pspo.models import read_weights, save_policy, write_policy
 from pspo.objective import UpdateStats
+from pspo.plan.shapes import check_shared
 from pspo.provenance import provenance
 from pspo.ranks import PeerError, Ranks
 from pspo.rewards import rewards_of
@@ -53,7 +54,7 @@ from pspo.rollout.shared import Engines
 from pspo.rundir import Place
 from pspo.sampling import Drawn, Sampling, as_json
 from pspo.seeds import derive
-from pspo.startup import data_reports, load_parts, origins, planned, prepare, starting_checkpoint
+from pspo.startup import data_reports, known_shape, load_parts, origins, planned, prepare, starting_checkpoint
 from pspo.stopping import Stop, Stopped
 from pspo.tracking import Tracker
 from pspo.trainstate import GENERATOR, generator_tensors, seed_generators, set_generators
@@ -93,6 +94,8 @@ class Run:
         if cfg.model.compile:
             check_compiler(cfg.device)
         checkpoint = starting_checkpoint(cfg)
+        if engines.each > 1 and (shape := known_shape(checkpoint)) is not None:
+            check_shared(shape, engines.each)
         self.grader = stack.enter_context(Grader(cfg.grading.workers, cfg.grading.timeout))
         if cfg.prompt.style == "math":
             self.grader.start()  # before there is a CUDA context, and while the model is loaded

@@ -28,6 +28,8 @@ from pspo.rollout.shared import Engines
 from pspo.seeds import derive
 from pspo.types import Completion, Group, Problem
 
+DAMAGED = "what the checkpoint says was sampled ahead is damaged; remove that checkpoint"
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -94,8 +96,14 @@ class Sampling:
     def again(self, saved: Mapping[str, Any], problems: Sequence[Problem]) -> Drawn:
         """All ranks' groups as a checkpoint has them (`as_json`), with the grades of this rank's share on their way."""
         groups = groups_from(saved, problems)
+        prompts = prompts_of(problems, self.prompter, self.cfg.rollout.max_prompt_tokens)
+        for group, prompt in zip(groups, prompts, strict=True):
+            stop_if_not_finite(group.completions)
+            whole = all(len(c.token_ids) == len(c.log_probs) > 0 for c in group.completions)
+            if not whole or group.prompt_ids != prompt or len(group.completions) != self.cfg.rollout.group_size:
+                raise PspoError(f"{DAMAGED}: problem {group.problem.id}")
         share = self.engines.share(groups) if self.engines.leads else ()
-        return Drawn(groups, [self._grade(group) for group in share], saved["seconds"])
+        return Drawn(groups, [self._grade(group) for group in share], float(saved.get("seconds", 0.0)))
 
     def _grade(self, group: Group) -> Future[list[Grade]]:
         return self.grader.submit([(c.text, group.problem.gold, self.prompter.style) for c in group.completions])
@@ -119,7 +127,7 @@ def groups_from(saved: Mapping[str, Any], problems: Sequence[Problem]) -> list[G
     try:
         return [_group_from(row, problem) for row, problem in zip(saved["groups"], problems, strict=True)]
     except (KeyError, TypeError, ValueError) as error:
-        raise PspoError(f"what the checkpoint says was sampled ahead is damaged: {error!r}; remove it") from error
+        raise PspoError(f"{DAMAGED}: {error!r}") from error
 
 
 def _group_from(row: Mapping[str, Any], problem: Problem) -> Group:

@@ -23,7 +23,7 @@ from pspo.evalfile import problems_digest, weights_digest
 from pspo.evaluation import prompts_of
 from pspo.models import local_checkpoint
 from pspo.plan.forecast import GIB, forecast, lengths_of, remedies
-from pspo.plan.shapes import read_shape
+from pspo.plan.shapes import Shape, read_shape
 from pspo.ranks import Ranks
 from pspo.types import Problem
 
@@ -60,6 +60,14 @@ def starting_checkpoint(cfg: TrainConfig) -> str:
     if not (made / "DONE").exists():
         raise PspoError(f"model={cfg.model.name} has no warm start at {made}: make it with `python -m pspo.sft`")
     return str(made)
+
+
+def known_shape(checkpoint: str) -> Shape | None:
+    """Of a policy that is counted (pspo.plan.shapes)."""
+    try:
+        return read_shape(Path(checkpoint) / "config.json")
+    except PspoError:
+        return None
 
 
 def planned(cfg: TrainConfig, checkpoint: str, ranks: Ranks, memory_gib: float) -> schema.Rollout:

@@ -258,8 +258,13 @@ def test_engines_of_several_devices() -> None:
     assert alone / 2 < two.step.rollout < alone
     with pytest.raises(ConfigError, match="tensor_parallel=2: must divide the number of devices, which is 3"):
         plan_of("rollout.vllm.tensor_parallel=2", ranks=3)
-    with pytest.raises(ConfigError, match="tensor_parallel=8: must divide the policy's 12 heads"):
+    with pytest.raises(ConfigError, match="tensor_parallel=8: must deal out the policy's 12 heads"):
         plan_of("rollout.vllm.tensor_parallel=8", ranks=8)
+
+
+def test_the_table_of_scaling_has_the_devices_that_were_asked_for() -> None:
+    lines = scaling_lines(plan_of("rollout.vllm.tensor_parallel=6", ranks=18))
+    assert [int(line.split()[0]) for line in lines[1:-2]] == [6, 12, 18, 24, 48, 96, 192, 384, 768]
 
 
 def test_ranks_that_share_an_engine_evaluate_what_one_would() -> None:

@@ -107,7 +107,7 @@ def scaling_lines(plan: Forecast, sizes: Sequence[int] = SIZES) -> list[str]:
     lines = [f"{'devices':>8}{'GiB each':>10}{'s a step':>10}{'speed':>8}{'a device':>10}"]
     each = ranks_per_engine(plan.cfg)
     one = each * forecast(plan.cfg, plan.shape, plan.machine, each, plan.lengths).step.total
-    for ranks in (size for size in sizes if size % each == 0):
+    for ranks in sorted({each * size for size in sizes if each * size <= max(sizes)} | {plan.ranks}):
         at = forecast(plan.cfg, plan.shape, plan.machine, ranks, plan.lengths)
         speed = one / at.step.total
         notes = [] if at.fits else ["does not fit"]

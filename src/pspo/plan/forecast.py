@@ -24,7 +24,7 @@ from pspo.plan.memory import (
     ranks_per_engine,
     sampling,
 )
-from pspo.plan.shapes import Shape
+from pspo.plan.shapes import Shape, check_shared
 from pspo.plan.speed import Step, rollout_s, step_of
 
 GIB = 1 << 30
@@ -143,8 +143,7 @@ def forecast(cfg: TrainConfig, shape: Shape, machine: Machine, ranks: int, lengt
     """
     if ranks % (each := ranks_per_engine(cfg)):
         raise ConfigError("rollout.vllm.tensor_parallel", each, f"must divide the number of devices, which is {ranks}")
-    if shape.heads % each:
-        raise ConfigError("rollout.vllm.tensor_parallel", each, f"must divide the policy's {shape.heads} heads")
+    check_shared(shape, each)
     return Forecast(
         cfg=cfg,
         shape=shape,
@@ -205,7 +204,11 @@ def _with(plan: Forecast, ranks: int, sleep: bool, again: bool, offload: bool) -
     inner, vllm = plan.cfg.learner, plan.cfg.rollout.vllm
     together = [1] if vllm is None else [n for n in (1, 2, 4, 8) if n >= vllm.tensor_parallel and not ranks % n]
     for each, share, budget in itertools.product(together, _shares(plan.cfg), _budgets(plan.cfg)):
-        if plan.shape.heads % each or (plan.cfg.rollout.ahead and each > 1):
+        try:
+            check_shared(plan.shape, each)
+        except ConfigError:
+            continue
+        if plan.cfg.rollout.ahead and each > 1:
             continue
         learner = replace(
             inner,

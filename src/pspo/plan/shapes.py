@@ -11,7 +11,7 @@ import yaml
 
 from pspo.config import schema
 from pspo.data.tokenizer import VOCABULARY
-from pspo.errors import PspoError
+from pspo.errors import ConfigError, PspoError
 
 KNOWN = Path(__file__).with_name("shapes.yaml")
 
@@ -72,6 +72,14 @@ class Shape:
     @property
     def total(self) -> int:
         return self.layers * self.layer + self.embedding * (1 if self.tied else 2) + self.hidden_size
+
+
+def check_shared(shape: Shape, each: int) -> None:
+    """Raises ConfigError for an engine of so many devices among which vLLM cannot deal the policy's heads: each has as
+    many as the others, of keys and values whole ones or the same one as others."""
+    if shape.heads % each or (shape.kv_heads % each and each % shape.kv_heads):
+        allowed = f"must deal out the policy's {shape.heads} heads, and its {shape.kv_heads} of keys and values"
+        raise ConfigError("rollout.vllm.tensor_parallel", each, allowed)
 
 
 def shape_of(model: schema.Model, made: Path | None = None) -> Shape:
