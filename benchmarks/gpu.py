@@ -46,9 +46,6 @@ from _gpu_common import DATA_SHEET, Work, card_of, machine_of
 from _gpu_engine import PHASES, measure_sampling, measure_steps, measure_sync
 from _gpu_learner import VARIANTS, measure_learner, measure_products, measure_trl
 
-from pspo.config import TrainConfig, compose
-from pspo.errors import ConfigError
-
 Found = dict[str, Any]
 POLICIES = "policies"
 PARTS: dict[str, Callable[[Work], Found]] = {
@@ -241,10 +238,6 @@ def parsed() -> argparse.Namespace:
             options.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             parser.error(f"--out {options.out}: {error}")
-    try:
-        compose("train", TrainConfig, options.set)
-    except ConfigError as error:
-        parser.error(f"--set {error}")
     return options
 
 
