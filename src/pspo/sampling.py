@@ -148,9 +148,7 @@ def _as_here() -> Any:
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def set_up() -> None:
-        torch._C.set_num_threads(
-            threads
-        )  # not torch's: a vLLM engine has replaced that by a function that does nothing
+        torch._C.set_num_threads(threads)  # a vLLM engine has replaced torch's own by one that does nothing
         if device is not None:
             torch.cuda.set_device(device)
             torch.cuda.set_stream(torch.cuda.Stream())
